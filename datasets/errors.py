@@ -1,0 +1,61 @@
+"""Errors that a user can cause or mend: one line each, and the exit code of its class.
+
+UserError                2   wrong use or configuration
+ ├─ PolicyError          2   a policy string that cannot be read
+ ├─ SourceError          2   a data set that cannot be found or read
+ ├─ OutputError          2   the output folder holds something else
+ ├─ NotCommitted         3   more inputs were bad than --max-bad allows
+ ├─ Damaged              3   verify found damage
+ ├─ OutputBusy           4   another run holds the output
+ └─ EnvironmentFailed    5   disk, network or workers failed: worth a retry
+
+ImageError is no UserError: it is one unusable input, which is quarantined by name.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Says where, what was found, what was expected and what to do, in one line."""
+
+    exit_code = 2
+
+
+class PolicyError(UserError):
+    """A policy that cannot be read or run."""
+
+
+class SourceError(UserError):
+    """A data set that cannot be found, read or trusted."""
+
+
+class OutputError(UserError):
+    """An output folder that holds something else than this job's output."""
+
+
+class NotCommitted(UserError):
+    """More inputs were bad than the job allows; finished shards are kept for a resume."""
+
+    exit_code = 3
+
+
+class Damaged(UserError):
+    """A committed folder that is not what its manifest says."""
+
+    exit_code = 3
+
+
+class OutputBusy(UserError):
+    """Another run holds the output folder."""
+
+    exit_code = 4
+
+
+class EnvironmentFailed(UserError):
+    """The disk, the network or the workers failed; the same command may work later."""
+
+    exit_code = 5
+
+
+class ImageError(Exception):
+    """One input that is not a usable image; the message is the reason in the manifest."""

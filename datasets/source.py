@@ -1,0 +1,128 @@
+"""Samples: stable ids, keys and splits, and what every source of images offers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from datasets.errors import SourceError
+
+KEY_BITS = 64
+
+
+def sample_keys(ids: Sequence[str]) -> np.ndarray:
+    """(n,) uint64 keys that depend on nothing but each id, so that other samples never matter.
+
+    Source: the first 8 bytes, little-endian, of BLAKE2b (RFC 7693) over the UTF-8 id.
+    """
+    digests = b"".join(hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64, copy=False)
+
+
+def mix(keys: np.ndarray, seed: int, purpose: str) -> np.ndarray:
+    """(n,) uint64 keys -> (n,) uint64 hashes, independent between seeds and purposes.
+
+    Used where samples are placed or ordered (blocks, splits, limits); pixels use Philox.
+    Source: SplitMix64's finalizer (Steele et al., "Fast splittable pseudorandom number
+    generators", OOPSLA 2014), over the key xor a hash of seed and purpose.
+    """
+    salt = hashlib.blake2b(f"{purpose}:{seed}".encode(), digest_size=8).digest()
+    z = keys ^ np.frombuffer(salt, dtype="<u8")
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def is_held_out(ids: Sequence[str], fraction: float, purpose: str = "split") -> np.ndarray:
+    """(n,) bool, true for about `fraction` (0 to 1) of the ids, each decided by its id alone.
+
+    Adding or removing a sample never moves another one to the other side.
+    """
+    threshold = np.uint64(min(round(fraction * 2**KEY_BITS), 2**KEY_BITS - 1))
+    return mix(sample_keys(ids), 0, purpose) < threshold
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of one split, as columns of equal length n.
+
+    ids: Stable and unique over all splits, valid UTF-8.
+    labels: (n,) int64, an index into the listing's classes.
+    refs: What the source's `read` needs to find each sample: picklable, small.
+    boxes: (n, 4) int32 rows of (left, top, width, height) in pixels to crop to, or None.
+    """
+
+    ids: Sequence[str]
+    labels: np.ndarray
+    refs: Sequence[Any]
+    boxes: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: np.ndarray) -> Samples:
+        """The samples at these positions, in this order."""
+        chosen = indices.tolist()
+        return Samples(
+            ids=[self.ids[i] for i in chosen],
+            labels=self.labels[indices],
+            refs=[self.refs[i] for i in chosen],
+            boxes=None if self.boxes is None else self.boxes[indices],
+        )
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds: class names in label order, the samples of each split, and the names
+    of files that were passed over because they do not look like images."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, Samples]
+    ignored: tuple[str, ...] = field(default=())
+
+
+class Source(Protocol):
+    """A data set. Frozen, small and picklable (a path and options): workers get a copy of it.
+
+    name: For folders and file names: lower case letters, digits and underscores.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def listing(self) -> Listing:
+        """Every split and sample, without decoding any image.
+
+        Raises: SourceError if the data is absent or its index is broken.
+        """
+        ...
+
+    def read(self, refs: Sequence[Any]) -> Iterator[np.ndarray | bytes]:
+        """The samples at `refs`, in that order: (H, W) or (H, W, 3) uint8, or an encoded file.
+
+        Raises: OSError if a file cannot be read (the one whose turn it is).
+        """
+        ...
+
+
+def check_listing(name: str, listing: Listing) -> Listing:
+    """The same listing, checked: not empty, ids unique over all splits.
+
+    Raises: SourceError that names the first duplicate.
+    """
+    seen: dict[str, str] = {}
+    for split, samples in listing.splits.items():
+        for sample_id in samples.ids:
+            if sample_id in seen:
+                raise SourceError(
+                    f"{name}: sample id {sample_id!r} appears in {seen[sample_id]!r} and again "
+                    f"in {split!r}; ids must be unique: remove or rename one of them"
+                )
+            seen[sample_id] = split
+    if not seen:
+        raise SourceError(f"{name}: no images found; expected at least one")
+    return listing

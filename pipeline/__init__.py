@@ -1,0 +1,1 @@
+"""Augmentation: one policy, run offline into shards or online while training."""
