@@ -1,0 +1,231 @@
+"""Albumentations transforms as ops: named in the policy, seeded per sample and copy."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.errors import PolicyError
+from pipeline.rng import op_number, words
+
+PREFIX = "albumentations."
+MAX_RECORDED = 64  # numbers of one parameter that the `library_ops` column still writes out
+
+
+def import_albumentations() -> Any:
+    """The library, without the question to the network that its import asks otherwise."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import albumentations
+
+    return albumentations
+
+
+@dataclass(frozen=True)
+class LibraryOp:
+    """One transform of the library: its class and arguments (literals, lists, other LibraryOps)."""
+
+    class_name: str
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return PREFIX + self.class_name
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{k}={v!r}" for k, v in self.arguments)
+        return f"{self.name}({inside})"
+
+    @classmethod
+    def from_call(cls, call: ast.Call, where: str) -> LibraryOp:
+        """`albumentations.Blur(blur_limit=3)` as parsed -> the op, its arguments sorted by name.
+
+        Raises: PolicyError if the library refuses it.
+        """
+        op = cls._from_call(call, where)
+        op.build(where)
+        return op
+
+    @classmethod
+    def _from_call(cls, call: ast.Call, where: str) -> LibraryOp:
+        class_name = ast.unparse(call.func).removeprefix(PREFIX)
+        if not class_name.isidentifier():
+            raise PolicyError(f"{where}: {class_name!r} is not the name of a transform")
+        given = {}
+        if call.args:
+            # Only the groups (OneOf, Sequential, SomeOf) take something without a name.
+            if len(call.args) > 1:
+                raise PolicyError(f"{where}: write the options by name, as {class_name}(p=0.5)")
+            given["transforms"] = cls._value(call.args[0], where)
+        for keyword in call.keywords:
+            if keyword.arg is None or keyword.arg in given:
+                raise PolicyError(f"{where}: {keyword.arg or '**'} is given twice or not understood")
+            given[keyword.arg] = cls._value(keyword.value, where)
+        return cls(class_name, tuple(sorted(given.items())))
+
+    @classmethod
+    def _value(cls, node: ast.expr, where: str) -> Any:
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(PREFIX):
+            return cls._from_call(node, where)
+        if isinstance(node, ast.List | ast.Tuple):
+            return tuple(cls._value(item, where) for item in node.elts)
+        try:
+            return ast.literal_eval(node)
+        except (ValueError, TypeError, SyntaxError):
+            raise PolicyError(f"{where}: {ast.unparse(node)} is not a plain value") from None
+
+    @classmethod
+    def from_file(cls, path: Path) -> tuple[LibraryOp, ...]:
+        """The transforms of a file saved by `albumentations.save`; read as data, never executed.
+
+        Raises: PolicyError if it cannot be read or holds something else.
+        """
+        try:
+            if path.suffix == ".json":
+                saved = json.loads(path.read_text())
+            else:
+                import yaml
+
+                saved = yaml.safe_load(path.read_text())
+        except OSError as err:
+            raise PolicyError(f"{path}: {err.strerror}; expected a saved policy") from err
+        except Exception as err:
+            first = str(err).splitlines()[0] if str(err) else type(err).__name__
+            raise PolicyError(f"{path}: not a file saved by albumentations.save: {first}") from err
+        try:
+            op = cls._from_saved(saved["transform"])
+        except (KeyError, TypeError, AttributeError) as err:
+            raise PolicyError(
+                f"{path}: not a file saved by albumentations.save (no {err}); save it with "
+                "albumentations.save(transform, path, data_format='yaml')"
+            ) from err
+        options = dict(op.arguments)
+        if op.class_name == "Compose" and options.get("p", 1.0) == 1.0:
+            ops: tuple[LibraryOp, ...] = tuple(options["transforms"])
+        else:
+            ops = (op,)
+        for one in ops:
+            one.build(str(path))
+        return ops
+
+    @classmethod
+    def _from_saved(cls, saved: dict[str, Any]) -> LibraryOp:
+        class_name = saved["__class_fullname__"].removeprefix(PREFIX)
+        unset = {"bbox_params", "keypoint_params", "additional_targets", "seed", "is_check_shapes"}
+        skipped = {"__class_fullname__", *(unset if class_name == "Compose" else ())}
+        given = {
+            k: tuple(cls._from_saved(t) for t in v)
+            if k == "transforms"
+            else (tuple(v) if isinstance(v, list) else v)
+            for k, v in saved.items()
+            if k not in skipped
+        }
+        return cls(class_name, tuple(sorted(given.items())))
+
+    def build(self, where: str) -> Any:
+        """The library's own object.
+
+        Raises: PolicyError if there is no such transform or an argument is not accepted.
+        """
+        library = import_albumentations()
+        kind = getattr(library, self.class_name, None)
+        known = (library.BasicTransform, library.BaseCompose)
+        if not (isinstance(kind, type) and issubclass(kind, known)):
+            import difflib
+
+            names = [n for n in dir(library) if n[0].isupper()]
+            match = difflib.get_close_matches(self.class_name, names, n=1)
+            hint = f"did you mean {PREFIX}{match[0]}?" if match else "see the library's own list"
+            raise PolicyError(f"{where}: {self.name} is no transform of albumentations; {hint}")
+
+        def built(value: Any) -> Any:
+            if isinstance(value, LibraryOp):
+                return value.build(where)
+            if isinstance(value, tuple) and any(isinstance(item, LibraryOp) for item in value):
+                return [built(item) for item in value]
+            return value
+
+        try:
+            with warnings.catch_warnings():
+                # The library only warns about an argument that it does not know.
+                warnings.simplefilter("error")
+                return kind(**{k: built(v) for k, v in self.arguments})
+        except PolicyError:
+            raise
+        except Exception as err:
+            reason = "; ".join(line.strip() for line in str(err).splitlines()[:3])
+            raise PolicyError(f"{where}: albumentations refuses {self!r}: {reason}") from err
+
+
+class LibraryStage:
+    """The library ops of a policy, built once a process and run image by image."""
+
+    def __init__(self, ops: tuple[LibraryOp, ...]) -> None:
+        self.ops = [(op, op.build("policy")) for op in ops]
+        names = [op.name for op in ops]
+        self.occurrences = [names[:i].count(name) for i, name in enumerate(names)]
+
+    def apply(
+        self, images: list[np.ndarray], seed: int, keys: np.ndarray, copy: int
+    ) -> tuple[list[np.ndarray], list[str]]:
+        """uint8 (H, W, 3) or (H, W) images -> images of the same shapes, and what was done to each
+        as JSON (op, seed, whether applied, small parameters).
+
+        Raises: PolicyError if an op changes an image's shape or type, or needs more than an image.
+        """
+        done: list[list[dict[str, Any]]] = [[] for _ in images]
+        for (op, transform), occurrence in zip(self.ops, self.occurrences, strict=True):
+            seeds = words(seed, keys, copy, op_number(op.name), occurrence, 1)[:, 0].tolist()
+            for i, one_seed in enumerate(seeds):
+                images[i], applied = run_one(op, transform, images[i], one_seed)
+                done[i].append({"op": op.name, "seed": one_seed, **applied})
+        return images, [json.dumps(steps, sort_keys=True) for steps in done]
+
+
+def run_one(
+    op: LibraryOp, transform: Any, image: np.ndarray, seed: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """One image through one transform, its generators set from `seed` first."""
+    transform.set_random_seed(seed)
+    has_params = hasattr(transform, "params")
+    if has_params:
+        transform.params = {}  # an earlier call's parameters are not this one's
+    grey = image.ndim == 2
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = transform(image=image[..., None] if grey else image)["image"]
+    except Exception as err:
+        reason = (str(err).splitlines() or [type(err).__name__])[0]
+        raise PolicyError(f"{op!r} cannot run on an image of shape {image.shape}: {reason}") from err
+    if grey and result.ndim == 3:
+        result = result[..., 0]
+    if result.shape != image.shape or result.dtype != np.uint8:
+        raise PolicyError(
+            f"{op!r}: turned {image.shape} uint8 into {result.shape} {result.dtype}; ops that "
+            "change an image's shape or type cannot be part of a policy: set --image-size instead"
+        )
+    params = {k: recorded(v) for k, v in transform.params.items() if k not in ("shape", "seed")}
+    # A group (OneOf, ...) does not say what it chose; its seed repeats it all the same.
+    known = {"applied": bool(transform.params), "params": params} if has_params else {}
+    return np.ascontiguousarray(result), known
+
+
+def recorded(value: Any) -> Any:
+    """A parameter as JSON; one too long to be of use in a table is told by its type alone."""
+    if isinstance(value, np.ndarray | np.generic):
+        size, value = value.size, value.tolist() if value.size <= MAX_RECORDED else None
+        return value if value is not None else f"array of {size} numbers"
+    if isinstance(value, dict):
+        return {str(k): recorded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [recorded(v) for v in value[:MAX_RECORDED]]
+    return value if isinstance(value, bool | int | float | str | None) else type(value).__name__

@@ -1,0 +1,72 @@
+"""Counter-based random numbers: every draw is a function of seed, sample, copy and op alone."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+MAX_COPY = 65_535  # 16 bits of the counter
+MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+LOW = np.uint64(0xFFFFFFFF)
+HALF = np.uint64(32)
+
+
+def philox4x32(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
+    """(4, n) uint64 counters holding 32-bit words, two 32-bit key words -> (4, n) uint64 words.
+
+    Ten rounds, which pass BigCrush; held in uint64 so that a product keeps its high half.
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+    """
+    x0, x1, x2, x3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        product0, product1 = MULTIPLIERS[0] * x0, MULTIPLIERS[1] * x2
+        x0, x1, x2, x3 = (
+            (product1 >> HALF) ^ x1 ^ np.uint64(k0),
+            product1 & LOW,
+            (product0 >> HALF) ^ x3 ^ np.uint64(k1),
+            product0 & LOW,
+        )
+        k0, k1 = (k0 + KEY_STEPS[0]) & 0xFFFFFFFF, (k1 + KEY_STEPS[1]) & 0xFFFFFFFF
+    return np.stack([x0, x1, x2, x3])
+
+
+def op_number(name: str) -> int:
+    """An op's own 16-bit number, from its name and not from its place in the policy."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=2).digest(), "little")
+
+
+def words(seed: int, keys: np.ndarray, copy: int, op: int, occurrence: int, n: int) -> np.ndarray:
+    """(B,) uint64 sample keys -> (B, n) uint64 holding 32 random bits each.
+
+    Args:
+      seed: Augmentation seed, 0 <= seed < 2**64; the Philox key.
+      keys: (B,) uint64, from `sample_keys`.
+      copy: 1..65,535; online, the epoch plus one.
+      op: From `op_number`, so removing one op leaves the draws of the others alone.
+      occurrence: 0 for the op's first use in the policy, 1 for its second, ...
+      n: Words per sample.
+    Raises: ValueError if an argument is out of its range.
+    """
+    if keys.ndim != 1 or keys.dtype != np.uint64:
+        raise ValueError(f"keys: expected (B,) uint64, got {keys.shape} {keys.dtype}")
+    if not (0 <= seed < 2**64 and 1 <= copy <= MAX_COPY and 0 <= op < 2**16 and occurrence < 2**16):
+        raise ValueError(f"out of range: {seed=} {copy=} {op=} {occurrence=}")
+    n_blocks = -(-n // 4)
+    counter = np.empty((4, n_blocks, len(keys)), np.uint64)
+    counter[0] = (np.arange(n_blocks, dtype=np.uint64) | np.uint64(occurrence << 16))[:, None]
+    counter[1] = op << 16 | copy
+    counter[2] = keys & LOW
+    counter[3] = keys >> HALF
+    out = philox4x32(counter.reshape(4, -1), (seed & 0xFFFFFFFF, seed >> 32))
+    return out.reshape(4, n_blocks, len(keys)).transpose(2, 1, 0).reshape(len(keys), -1)[:, :n]
+
+
+def uniforms(
+    seed: int, keys: np.ndarray, copy: int, op: int, occurrence: int, n: int
+) -> np.ndarray:
+    """(B, n) float32 in [0, 1), multiples of 2**-24: exact on any backend. See `words`."""
+    bits = words(seed, keys, copy, op, occurrence, n) >> np.uint64(8)
+    return bits.astype(np.float32) * np.float32(2.0**-24)
