@@ -1,0 +1,55 @@
+"""Which sample is in which block: a fair mix that depends on nothing but its id and the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from datasets.source import mix, sample_keys
+
+BLOCK_BYTES = 64 * 2**20  # decoded; a worker holds one block
+MAX_BLOCK_SAMPLES = 4096
+MIN_BLOCKS = 8  # small data sets with many copies still run in parallel
+SMALL = 256  # samples; below it one block is enough
+
+
+def default_block_samples(image_bytes: int) -> int:
+    """Samples a block by default, from the bytes of one decoded image (of the largest one)."""
+    return max(1, min(MAX_BLOCK_SAMPLES, BLOCK_BYTES // max(1, image_bytes)))
+
+
+def count_blocks(n_samples: int, block_samples: int) -> int:
+    """The smallest power of two that keeps the mean block at or under `block_samples`, and at
+    least 8 from 256 samples on. Never looks at copies or workers."""
+    blocks = MIN_BLOCKS if n_samples >= SMALL else 1
+    while n_samples > blocks * block_samples:
+        blocks *= 2
+    return blocks
+
+
+def block_of(keys: np.ndarray, seed: int, n_blocks: int) -> np.ndarray:
+    """(n,) uint64 sample keys -> (n,) block numbers in [0, n_blocks), n_blocks a power of two."""
+    if n_blocks == 1:  # a shift by all 64 bits is not defined
+        return np.zeros(len(keys), np.uint64)
+    return mix(keys, seed, "block") >> np.uint64(64 - n_blocks.bit_length() + 1)
+
+
+def place(ids: Sequence[str], seed: int, n_blocks: int) -> list[np.ndarray]:
+    """For each block the positions of its samples in `ids`, ordered by hash (then id), so that
+    the order of `ids` does not matter."""
+    keys = sample_keys(ids)
+    order = np.array(sorted(range(len(ids)), key=lambda i: ids[i]), np.int64)
+    order = order[np.argsort(mix(keys[order], seed, "block"), kind="stable")]
+    blocks = block_of(keys[order], seed, n_blocks)
+    bounds = np.searchsorted(blocks, np.arange(n_blocks + 1, dtype=np.uint64))
+    return [order[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def limited(ids: Sequence[str], limit: int | None) -> np.ndarray:
+    """Positions of the `limit` samples that come first by hash of their ids: the same ones for
+    every seed and listing order. All positions where limit is None."""
+    if limit is None or limit >= len(ids):
+        return np.arange(len(ids))
+    ranks = mix(sample_keys(ids), 0, "limit")
+    return np.sort(np.argsort(ranks, kind="stable")[:limit])
