@@ -130,6 +130,11 @@ def partial_folder(out: Path, job_sha256: str) -> Path:
     return out.with_name(f".{out.name}.partial-{job_sha256[:16]}")
 
 
+def replaced_folder(partial: Path) -> Path:
+    """Where the output that a finished run replaces waits to be removed."""
+    return partial.with_name(partial.name.replace(".partial-", ".replaced-"))
+
+
 def partial_folders(out: Path) -> list[Path]:
     """Unfinished runs of any job into `out`, and outputs on their way out."""
     if not out.parent.is_dir():
@@ -212,25 +217,29 @@ def write_record(partial: Path, record: Record) -> None:
     write_atomically(partial / RECORDS / f"{record.name}.json", text.encode())
 
 
-def commit(partial: Path, out: Path, manifest: Manifest, sidecars: dict[str, bytes]) -> None:
-    """Turns the finished partial folder into `out`, in one rename.
-
-    An output of ours that is in the way is moved aside first and removed after.
-    """
+def seal(partial: Path, manifest: Manifest, sidecars: dict[str, bytes]) -> None:
+    """Writes the manifest, and the files beside the shards that it names: the data are complete."""
     for name, data in sidecars.items():
         write_atomically(partial / name, data)
     write_atomically(partial / MANIFEST, encode_manifest(manifest).encode())
-    shutil.rmtree(partial / RECORDS, ignore_errors=True)
+
+
+def is_sealed(partial: Path) -> bool:
+    return (partial / MANIFEST).is_file()
+
+
+def commit(partial: Path, out: Path) -> None:
+    """Turns a sealed partial folder into `out`, in one rename; may be repeated after a crash.
+
+    An output of ours that is in the way is moved aside first and removed after.
+    """
+    if (partial / RECORDS).exists():
+        shutil.rmtree(partial / RECORDS)
     for leftover in partial.glob(".*"):
         leftover.unlink()
     write_atomically(partial / SUCCESS, b"")
     sync_folder(partial)
-    publish(partial, out)
-
-
-def publish(partial: Path, out: Path) -> None:
-    """Renames a finished folder to `out`; also the last step of a resume that had got so far."""
-    replaced = out.with_name(partial.name.replace(".partial-", ".replaced-"))
+    replaced = replaced_folder(partial)
     if out.exists() and any(out.iterdir()):
         out.rename(replaced)
     partial.rename(out)

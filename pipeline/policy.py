@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets.errors import PolicyError
 from pipeline.library_ops import PREFIX, LibraryOp
-from pipeline.ops import GEOMETRIC, OPS, Op, check_range, occurrences
+from pipeline.ops import GEOMETRIC, OPS, Op, check_range, occurrences, signature
 from pipeline.rng import op_number, uniforms
 
 PRESETS = {
@@ -215,3 +215,18 @@ def arguments(call: ast.Call, kind: type, where: str) -> dict[str, object]:
                 f"write for example {name}=0.1"
             ) from None
     return given
+
+
+def catalogue() -> str:
+    """Presets, ops with their defaults and what they do, and where library ops are named."""
+    lines = ["presets"]
+    lines += [f"  {name:9} {text}" for name, text in PRESETS.items()]
+    lines.append("ops (in the order written, fused into one warp; then brightness)")
+    for op in OPS.values():
+        summary = " ".join((op.__doc__ or "").split())
+        lines += [f"  {signature(op)}", f"      {summary}"]
+    lines.append("border, for the whole policy")
+    lines.append(f"  fill(mode='reflect', value=0)   mode: {', '.join(FILL_MODES)}")
+    lines.append("library ops, after the others")
+    lines.append("  albumentations.NAME(...)        any transform that keeps the image's shape")
+    return "\n".join(lines)

@@ -1,0 +1,299 @@
+"""The command line: parse, build a config, call one function, print. Decides nothing."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from datasets.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Image augmentation: one policy, offline into shards or online while training.",
+)
+
+
+class Format(StrEnum):
+    parquet = "parquet"
+    tfrecord = "tfrecord"
+
+
+class Encoding(StrEnum):
+    auto = "auto"
+    raw = "raw"
+    png = "png"
+    jpeg = "jpeg"
+
+
+class Compression(StrEnum):
+    none = "none"
+    snappy = "snappy"
+    zstd = "zstd"
+
+
+class LogFormat(StrEnum):
+    text = "text"
+    json = "json"
+
+
+Dataset = Annotated[
+    str, typer.Option(help="Name (see `pipeline datasets`), or path of a folder or list of images.")
+]
+DataDir = Annotated[
+    Path,
+    typer.Option(
+        help="Where known data sets lie or are downloaded to.", envvar="PIPELINE_DATA"
+    ),
+]
+Policy = Annotated[
+    str | None,
+    typer.Option(
+        help="Ops joined by |, a preset (see `pipeline policies`), or a file saved by "
+        "albumentations.save. Default: one that suits the data set."
+    ),
+]
+ImageSize = Annotated[
+    str | None, typer.Option(help="Resize and centre-crop to S x S or HxW pixels, antialiased.")
+]
+Seed = Annotated[int, typer.Option(help="Augmentation seed.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="This many samples of each split, chosen by hash.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Errors only.")]
+Log = Annotated[LogFormat, typer.Option(help="Progress as text, or as JSON lines for a collector.")]
+
+DATA_DIR = Path.home() / ".cache" / "augmentation-pipeline"
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """`224` -> (224, 224), `240x320` -> (240, 320): height first."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(p.isdecimal() and 1 <= int(p) <= 16_384 for p in parts):
+        raise UserError(
+            f"--image-size {text}: expected pixels such as 224 or 240x320 (height x width), "
+            "each 1 to 16384"
+        )
+    return int(parts[0]), int(parts[-1])
+
+
+@app.command()
+def augment(
+    online: Annotated[
+        bool, typer.Option("--online/--offline", help="Stream without writing, or write shards.")
+    ] = False,
+    dataset: Dataset = "digits",
+    data_dir: DataDir = DATA_DIR,
+    split: Annotated[str, typer.Option(help="The split to augment, or all.")] = "train",
+    eval_splits: Annotated[
+        bool, typer.Option(help="Write the other splits too, originals only.")
+    ] = True,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder.", show_default="augmented/NAME")
+    ] = None,
+    policy: Policy = None,
+    copies: Annotated[int, typer.Option(help="Augmented copies of each sample.")] = 4,
+    original: Annotated[bool, typer.Option(help="Write the original too, as copy 0.")] = True,
+    format: Annotated[Format, typer.Option(help="Format of the shards.")] = Format.parquet,
+    encoding: Annotated[
+        Encoding, typer.Option(help="auto: raw up to 64 px where all sizes are equal, else jpeg.")
+    ] = Encoding.auto,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 95,
+    compression: Annotated[
+        Compression, typer.Option(help="Of Parquet columns.")
+    ] = Compression.none,
+    image_size: ImageSize = None,
+    seed: Seed = 0,
+    block_samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Samples a shard at most.", show_default="64 MB decoded, at most 4096"
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Local processes; 0: all in this one.", show_default="the cores"
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a running Dask scheduler to use instead.")
+    ] = None,
+    limit: Limit = None,
+    max_bad: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of inputs that may be unusable.")
+    ] = 0.01,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite/--resume", help="Replace what is there, or go on where a run stopped."
+        ),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be written.")] = False,
+    log_format: Log = LogFormat.text,
+    quiet: Quiet = False,
+) -> None:
+    """Write augmented copies of a data set to shards."""
+    if online:
+        raise UserError(
+            "--online: is not there yet; `pipeline augment --offline` writes the same images to shards"
+        )
+    from pipeline import offline
+    from pipeline.report import Report, summary_lines
+
+    options = {} if workers is None else {"workers": workers}
+    config = offline.AugmentConfig(
+        dataset=dataset,
+        data_dir=data_dir,
+        out=out,
+        split=split,
+        eval_splits=eval_splits,
+        policy=policy,
+        copies=copies,
+        original=original,
+        format=format.value,
+        encoding=encoding.value,
+        quality=quality,
+        compression=compression.value,
+        image_size=parse_size(image_size),
+        seed=seed,
+        block_samples=block_samples,
+        scheduler=scheduler,
+        limit=limit,
+        max_bad=max_bad,
+        overwrite=overwrite,
+        **options,
+    )
+    report = Report(quiet=quiet, log_format=log_format.value)
+    if dry_run:
+        print(offline.dry_run(config))
+        return
+    summary = offline.materialize(config, report)
+    summary_lines(summary, report)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Output of `pipeline augment`.")],
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Also decode every row, and recompute some from the source."),
+    ] = False,
+    dataset: Annotated[
+        str | None, typer.Option(help="For --deep: the source, where it is not found by its name.")
+    ] = None,
+    data_dir: DataDir = DATA_DIR,
+) -> None:
+    """Check every hash, size and count of an output; exit code 3 if anything is damaged."""
+    from pipeline.check import check
+
+    print(check(folder, deep=deep, dataset=dataset, data_dir=data_dir))
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Output of `pipeline augment`.")],
+) -> None:
+    """Show what an output holds: job, counts per class and copy, ranges of parameters, size."""
+    from pipeline.contents import describe
+
+    describe(folder)
+
+
+@app.command()
+def preview(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Output of `pipeline augment`, instead of a data set.")
+    ] = None,
+    dataset: Dataset = "digits",
+    data_dir: DataDir = DATA_DIR,
+    split: Annotated[str, typer.Option(help="The split to show.")] = "train",
+    policy: Policy = None,
+    copies: Annotated[int, typer.Option(min=1, max=16, help="Augmented copies to show.")] = 6,
+    samples: Annotated[int, typer.Option(min=1, max=40, help="Samples to show.")] = 8,
+    image_size: ImageSize = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("preview.png"),
+) -> None:
+    """Draw a contact sheet: a row a sample, a column a copy, with the parameters under each."""
+    from pipeline import preview as sheet
+
+    if folder is not None:
+        tiles = sheet.from_output(folder, split, samples, copies)
+    else:
+        tiles = sheet.from_source(
+            dataset, data_dir, split, policy, samples, copies, parse_size(image_size), seed
+        )
+    print(sheet.draw(tiles, out))
+
+
+@app.command("datasets")
+def list_datasets() -> None:
+    """List the data sets that are known by name."""
+    from datasets.catalog import CATALOG, describe
+
+    for name in CATALOG:
+        print(f"{name:16} {describe(name)}")
+    print("or a path: a folder of class folders, a CSV or Parquet list, a folder of shards")
+
+
+@app.command()
+def policies() -> None:
+    """List presets, ops and their options."""
+    from pipeline.policy import catalogue
+
+    print(catalogue())
+
+
+@app.command()
+def clean(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder under which outputs lie.")
+    ] = Path("augmented"),
+) -> None:
+    """Remove what unfinished runs have left beside outputs."""
+    from pipeline.offline import clean as remove
+    from pipeline.report import Report
+
+    print(f"{remove(folder, Report())} removed under {folder}")
+
+
+def check_packages() -> None:
+    """Raises UserError if another library's `datasets` is in front of ours."""
+    import datasets
+
+    found, ours = Path(datasets.__file__ or "").parent, Path(__file__).parent / "datasets"
+    if found.resolve() != ours.resolve():
+        raise UserError(
+            f"the package `datasets` found is {found}, not this product's; install it into an "
+            "environment of its own (pipx install augmentation-pipeline)"
+        )
+
+
+def stop(signum: int, frame: object) -> NoReturn:
+    print("pipeline: stopped; the same command goes on from there", file=sys.stderr)
+    raise SystemExit(128 + signum)
+
+
+def main() -> NoReturn:
+    """The command `pipeline`: exit codes as in `datasets.errors`, 130 and 143 where interrupted."""
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        check_packages()
+        raise SystemExit(app())
+    except UserError as err:
+        print(f"pipeline: {err}", file=sys.stderr)
+        raise SystemExit(err.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""`pipeline verify`: is an output what its manifest says, and what its source gives?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from datasets import images
+from datasets.blocks import limited
+from datasets.catalog import open_source
+from datasets.errors import Damaged, ImageError, UserError
+from datasets.manifest import Manifest, damages, read_manifest
+from datasets.schema import Rows, Schema
+from datasets.source import sample_keys
+from pipeline.job import Job, probe, read_policy
+from pipeline.plan import FORMATS
+
+RECOMPUTED = 64  # rows of an output that --deep makes again from the source
+
+
+def read_job(manifest: Manifest) -> Job:
+    """The job as it was, from its canonical form."""
+    job = manifest.job
+    pair = job["image_size"] and tuple(job["image_size"])
+    return Job(**{**job, "image_size": pair, "shape": job["shape"] and tuple(job["shape"])})
+
+
+def check(folder: Path, deep: bool, dataset: str | None, data_dir: Path) -> str:
+    """One line for a clean output.
+
+    Raises: Damaged that names every damaged file.
+    """
+    manifest = read_manifest(folder)
+    found = list(damages(folder, manifest))
+    if found:
+        listed = "; ".join(f"{name}: {what}" for name, what in found[:20])
+        more = f"; and {len(found) - 20} more" if len(found) > 20 else ""
+        raise Damaged(
+            f"{folder}: {len(found)} files are damaged: {listed}{more}; write the output again "
+            "with --overwrite"
+        )
+    rows = sum(record.rows for record in manifest.shards)
+    line = f"{folder}: {rows:,} images in {len(manifest.shards)} shards, every hash fits"
+    return f"{line}; {check_deep(folder, manifest, dataset, data_dir)}" if deep else line
+
+
+def check_deep(folder: Path, manifest: Manifest, dataset: str | None, data_dir: Path) -> str:
+    """Decodes every row, and makes some of them again from the source."""
+    job = read_job(manifest)
+    schema = job.schema(tuple(manifest.classes))
+    wanted = chosen_rows(folder, manifest)
+    kept: dict[tuple[str, int], tuple[Rows, int]] = {}
+    for record in manifest.shards:
+        n = 0
+        for rows in FORMATS[job.format].read(folder / record.name):
+            n += len(rows)
+            check_images(record.name, rows, schema)
+            for i, sample_id in enumerate(rows.ids):
+                if (sample_id, rows.copy) in wanted:
+                    kept[sample_id, rows.copy] = (rows, i)
+        if n != record.rows:
+            raise Damaged(f"{folder / record.name}: {n} rows, the manifest says {record.rows}")
+    line = "every row decodes"
+    try:
+        n_same = recompute(kept, job, schema, dataset or job.dataset, data_dir)
+    except UserError as err:
+        if isinstance(err, Damaged):
+            raise
+        return f"{line}; NOT compared with the source, which cannot be read: {err}"
+    return f"{line}; {n_same} rows made again from the source are equal"
+
+
+def chosen_rows(folder: Path, manifest: Manifest) -> set[tuple[str, int]]:
+    """(sample id, copy) of the rows to make again, the same ones every time."""
+    reader = FORMATS[manifest.job["format"]]
+    share = -(-RECOMPUTED // len(manifest.shards))
+    chosen: set[tuple[str, int]] = set()
+    for record in manifest.shards:
+        table = reader.read_columns(folder / record.name, ["sample_id", "copy"])
+        for i in np.linspace(0, len(table) - 1, min(share, len(table)), dtype=int).tolist():
+            chosen.add((table["sample_id"][i].as_py(), table["copy"][i].as_py()))
+    return chosen
+
+
+def check_images(name: str, rows: Rows, schema: Schema) -> None:
+    if schema.encoding == "raw":
+        return  # its length was checked when the row was read
+    for sample_id, data in zip(rows.ids, rows.images, strict=True):
+        try:
+            image = images.decode(data)
+        except ImageError as err:
+            raise Damaged(f"{name}: {sample_id} copy {rows.copy} does not decode: {err}") from err
+        if schema.shape and image.shape[:2] != schema.shape[:2]:
+            raise Damaged(f"{name}: {sample_id} copy {rows.copy} has the shape {image.shape}")
+
+
+def recompute(
+    kept: dict[tuple[str, int], tuple[Rows, int]],
+    job: Job,
+    schema: Schema,
+    dataset: str,
+    data_dir: Path,
+) -> int:
+    """How many of the kept rows, made again from the source, have the same image and parameters.
+
+    Raises: Damaged for one that differs; UserError if the source is gone or has changed.
+    """
+    from pipeline.library_ops import LibraryStage
+    from pipeline.opencv_kernel import augment_batch, pad_channels
+    from pipeline.shard import decode_one, encode
+
+    if probe() != probe():
+        raise UserError("this machine computes other pixels")
+    source = open_source(dataset, data_dir)
+    listing = source.listing()
+    where = {}
+    for split in job.splits:
+        samples = listing.splits[split]
+        for i in limited(samples.ids, job.limit).tolist():
+            where[samples.ids[i]] = (samples, i)
+    policy = read_policy(job.policy)
+    library = LibraryStage(policy.library) if policy.library else None
+    for (sample_id, copy), (rows, row) in kept.items():
+        if sample_id not in where:
+            raise UserError(f"{dataset}: has no sample {sample_id!r} any more")
+        samples, i = where[sample_id]
+        box = None if samples.boxes is None else tuple(samples.boxes[i].tolist())
+        image = decode_one(next(source.read([samples.refs[i]])), box, job.image_size, None)[None]
+        out, params, _ = augment_batch(
+            policy, image, pad_channels(image), sample_keys([sample_id]), copy, job.seed, library
+        )
+        made = encode(out, schema, replace(job))[0]
+        stored = rows.images[row]
+        same = made == stored if isinstance(stored, bytes) else np.array_equal(made, stored)
+        if not same or any(params[n][0] != rows.params[n][row] for n in schema.params):
+            raise Damaged(f"{sample_id} copy {copy}: differs from what the source gives")
+    return len(kept)

@@ -1,0 +1,104 @@
+"""Decoding in a throw-away process, for inputs that may have killed a worker.
+
+Run as `python -m pipeline.decoder` it is that process: it reads length-prefixed files from
+standard input and answers each with an image (NumPy's format, never pickled) or a reason.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+
+import numpy as np
+
+from datasets import images
+from datasets.errors import ImageError
+
+MAX_DEATHS = 3
+LENGTH = struct.Struct("<cQ")  # kind (i image, e error, f file), bytes that follow
+
+
+class DecoderProcess:
+    """Decodes as `images.decode` does, in a child process that an input may kill."""
+
+    def __init__(self) -> None:
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """(H, W, C) uint8.
+
+        Raises: ImageError if the input is bad, or if by itself it kills the child three times.
+        """
+        for _ in range(MAX_DEATHS):
+            child = self.child or self._start()
+            try:
+                send(child.stdin, b"f", data)
+                kind, answer = receive(child.stdout)
+            except (EOFError, BrokenPipeError):
+                child.wait()
+                status = child.returncode
+                self.close()
+                continue
+            if kind == b"e":
+                raise ImageError(answer.decode())
+            return np.load(io.BytesIO(answer), allow_pickle=False)
+        raise ImageError(
+            f"kills the decoder ({MAX_DEATHS} times, "
+            f"{f'signal {-status}' if status < 0 else f'exit code {status}'})"
+        )
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.decoder"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        return self.child
+
+    def close(self) -> None:
+        if self.child is not None:
+            self.child.kill()
+            self.child.communicate()
+            self.child = None
+
+
+def send(stream: io.BufferedIOBase | None, kind: bytes, data: bytes) -> None:
+    assert stream is not None
+    stream.write(LENGTH.pack(kind, len(data)))
+    stream.write(data)
+    stream.flush()
+
+
+def receive(stream: io.BufferedIOBase | None) -> tuple[bytes, bytes]:
+    """Raises EOFError where the other side is gone."""
+    assert stream is not None
+    head = stream.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        raise EOFError
+    kind, n = LENGTH.unpack(head)
+    data = stream.read(n)
+    if len(data) < n:
+        raise EOFError
+    return kind, data
+
+
+def serve() -> None:
+    """Answers until standard input ends."""
+    while True:
+        try:
+            _, data = receive(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            answer = io.BytesIO()
+            np.save(answer, images.decode(data), allow_pickle=False)
+            send(sys.stdout.buffer, b"i", answer.getvalue())
+        except ImageError as err:
+            send(sys.stdout.buffer, b"e", str(err).encode())
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,495 @@
+"""`pipeline augment --offline`: from a data set and a policy to a committed folder of shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from datasets import tfrecord
+from datasets.blocks import limited
+from datasets.catalog import open_source
+from datasets.errors import EnvironmentFailed, NotCommitted, OutputError, SourceError, UserError
+from datasets.fingerprint import Scan, fingerprint, scan
+from datasets.manifest import (
+    RECORDS,
+    RUN,
+    Manifest,
+    Record,
+    commit,
+    hold,
+    is_committed,
+    is_sealed,
+    partial_folder,
+    partial_folders,
+    read_manifest,
+    read_records,
+    replaced_folder,
+    seal,
+    sha256_text,
+    write_atomically,
+)
+from datasets.schema import canonical_json
+from datasets.source import Listing, Samples, Source, check_listing
+from pipeline.job import Job, differences, probe, versions
+from pipeline.plan import (
+    Task,
+    common_shape,
+    n_images,
+    plan_splits,
+    plan_tasks,
+    resolve_block_samples,
+    resolve_encoding,
+)
+from pipeline.policy import DEFAULTS, PRESETS, parse_policy
+from pipeline.report import Report, duration, size
+from pipeline.rng import MAX_COPY
+from pipeline.workers import run
+
+DISK_MARGIN = 1.05
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """The options of `pipeline augment`, as the command line gives them."""
+
+    dataset: str
+    data_dir: Path
+    out: Path | None = None
+    split: str = "train"
+    eval_splits: bool = True
+    policy: str | None = None
+    copies: int = 4
+    original: bool = True
+    format: str = "parquet"
+    encoding: str = "auto"
+    quality: int = 95
+    compression: str = "none"
+    image_size: tuple[int, int] | None = None
+    seed: int = 0
+    block_samples: int | None = None
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    scheduler: str | None = None
+    limit: int | None = None
+    max_bad: float = 0.01
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.copies <= MAX_COPY:
+            raise UserError(f"--copies: expected 0 to {MAX_COPY:,}, got {self.copies:,}")
+        if self.copies == 0 and not self.original:
+            raise UserError(
+                "--copies 0 --no-original: nothing to write; give --copies 1 or more, or --original"
+            )
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"--seed: expected 0 to 2**64 - 1, got {self.seed}")
+        if self.format == "tfrecord" and self.compression != "none":
+            raise UserError(
+                f"--compression {self.compression}: TensorFlow Datasets reads no compressed TFRecord; "
+                "leave it out, or use --format parquet"
+            )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job, and everything that is needed to run it."""
+
+    job: Job
+    classes: tuple[str, ...]
+    source: Source
+    samples: dict[str, Samples]
+    scans: dict[str, Scan]
+    out: Path
+    ignored: tuple[str, ...]
+
+    @cached_property
+    def job_sha256(self) -> str:
+        return self.job.sha256()
+
+    @property
+    def partial(self) -> Path:
+        return partial_folder(self.out, self.job_sha256)
+
+    @property
+    def n_images(self) -> int:
+        return sum(len(s) * len(self.job.copies(split)) for split, s in self.samples.items())
+
+    def tasks(self) -> list[Task]:
+        tasks = plan_tasks(
+            self.job, self.classes, self.source, self.samples, self.scans, self.partial, probe()
+        )
+        return sorted(tasks, key=n_images, reverse=True)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did, for people: rows and bytes of the output, and what could not be used."""
+
+    out: Path
+    rows: int
+    n_bytes: int
+    n_shards: int
+    n_reused: int
+    n_written: int
+    quarantined: list[tuple[str, str]]
+    seconds: dict[str, float]
+    was_done: bool = False
+
+
+def choose_splits(config: AugmentConfig, listing: Listing) -> dict[str, int]:
+    """Split -> augmented copies: the asked split's, and none for the others."""
+    if config.split != "all" and config.split not in listing.splits:
+        raise UserError(
+            f"--split {config.split}: {config.dataset} has {', '.join(listing.splits)}; "
+            "choose one of these, or all"
+        )
+    chosen = {
+        split: config.copies if config.split in (split, "all") else 0 for split in listing.splits
+    }
+    if not config.eval_splits and config.split != "all":
+        chosen = {config.split: config.copies}
+    return chosen
+
+
+def make_plan(config: AugmentConfig) -> Plan:
+    """Reads the source once (every byte is hashed) and fixes all that the output depends on.
+
+    Raises: UserError for anything in the configuration or the source that cannot work.
+    """
+    text = config.policy or DEFAULTS.get(config.dataset) or PRESETS["standard"]
+    policy = parse_policy(text)
+    source = open_source(config.dataset, config.data_dir)
+    listing = check_listing(config.dataset, source.listing())
+    copies = choose_splits(config, listing)
+    samples = {
+        split: listing.splits[split].take(limited(listing.splits[split].ids, config.limit))
+        for split in copies
+    }
+    scans = {split: scan(source, s) for split, s in samples.items()}
+    if not any(scanned.shapes.any() for scanned in scans.values()):
+        raise SourceError(f"{config.dataset}: not one of its files is an image that can be read")
+    shape = common_shape(scans, config.image_size)
+    encoding = resolve_encoding(config.encoding, shape)
+    block_samples = resolve_block_samples(config.block_samples, scans, shape)
+    job = Job(
+        dataset=source.name,
+        source=fingerprint(listing.classes, samples, scans),
+        splits=plan_splits(samples, copies, block_samples),
+        policy=str(policy),
+        seed=config.seed,
+        original=config.original,
+        format=config.format,
+        encoding=encoding,
+        quality=config.quality if encoding == "jpeg" else None,
+        compression=config.compression,
+        image_size=config.image_size,
+        shape=shape,
+        block_samples=block_samples,
+        limit=config.limit,
+        version=version("augmentation-pipeline"),
+    )
+    out = config.out or Path("augmented") / source.name
+    return Plan(job, listing.classes, source, samples, scans, out.absolute(), listing.ignored)
+
+
+def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
+    """The manifest if `out` holds this very job's output; None where it may be written.
+
+    Raises: OutputError if something else is there that this run must not replace.
+    """
+    out = plan.out
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if not out.is_dir() or not is_committed(out):
+        raise OutputError(
+            f"{out}: exists and was not written by `pipeline augment`; it is left alone: choose "
+            "another --out"
+        )
+    if overwrite:
+        return None
+    manifest = read_manifest(out)
+    if manifest.job_sha256 == plan.job_sha256:
+        return manifest
+    changed = differences(manifest.job, json.loads(canonical_json(asdict(plan.job))))
+    raise OutputError(
+        f"{out}: holds the output of another job ({changed}); choose another --out, or replace it "
+        "with --overwrite"
+    )
+
+
+def prepare_partial(plan: Plan) -> None:
+    """The folder this run works in, new or as an earlier run of the same job left it.
+
+    Raises: EnvironmentFailed if it cannot be made; OutputError if the earlier run used other
+      library versions, whose bytes would differ.
+    """
+    partial = plan.partial
+    run_file = {"job": asdict(plan.job), "probe": probe(), "versions": versions()}
+    text = canonical_json(run_file)
+    try:
+        (partial / RECORDS).mkdir(parents=True, exist_ok=True)
+        if not (partial / RUN).exists():
+            write_atomically(partial / RUN, text.encode())
+    except OSError as err:
+        raise EnvironmentFailed(
+            f"{partial.parent}: cannot be written ({err.strerror}); choose another --out"
+        ) from err
+    before = (partial / RUN).read_text()
+    if before != text:
+        changed = differences(json.loads(before), run_file)
+        raise OutputError(
+            f"{partial}: an unfinished run was made with other libraries ({changed}), so its bytes "
+            "would differ; remove it with `pipeline clean` and start again, or use those versions"
+        )
+
+
+def estimate_bytes(plan: Plan) -> tuple[float, float]:
+    """(bytes, seconds on one core) that the whole output takes, from a measured sample of it.
+
+    Two samples of one block are written in full to nowhere.
+    """
+    import io
+
+    import numpy as np
+
+    from pipeline.shard import fill_shard
+
+    task = max(plan.tasks(), key=n_images)
+    few = np.arange(min(len(task.samples), 8))
+    small = Task(
+        **{
+            **{name: getattr(task, name) for name in task.__dataclass_fields__},
+            "samples": task.samples.take(few),
+            "digests": task.digests[: len(few)],
+            "unreadable": {i: why for i, why in task.unreadable.items() if i < len(few)},
+        }
+    )
+    fill_shard(small, io.BytesIO(), in_child=False)  # the first call pays for imports and caches
+    started = time.perf_counter()
+    record = fill_shard(small, io.BytesIO(), in_child=False)
+    seconds = time.perf_counter() - started
+    share = plan.n_images / max(1, record.rows)
+    return record.bytes * share, seconds * share
+
+
+def check_disk(plan: Plan, done: dict[str, Record]) -> None:
+    """Raises: EnvironmentFailed if the rest of the output will not fit on the disk."""
+    rows_done = sum(record.rows for record in done.values())
+    left = 1 - rows_done / max(1, plan.n_images)
+    needed = estimate_bytes(plan)[0] * left * DISK_MARGIN
+    free = shutil.disk_usage(plan.partial).free
+    if needed > free:
+        raise EnvironmentFailed(
+            f"{plan.out.parent}: about {size(needed)} are needed and {size(free)} are free; free some "
+            "space, or write fewer --copies or a smaller --image-size"
+        )
+
+
+def materialize(config: AugmentConfig, report: Report) -> Summary:
+    """Writes the job's shards and commits them, or finds that this was done before.
+
+    Raises: UserError of each kind; whatever happens, `out` is absent, as it was, or whole.
+    """
+    started = time.monotonic()
+    plan = make_plan(config)
+    if plan.ignored:
+        report.say(
+            f"{len(plan.ignored)} files are not images by their names and were passed over, "
+            f"such as {plan.ignored[0]}",
+            event="ignored",
+            files=list(plan.ignored),
+        )
+    with hold(plan.out):
+        partial = plan.partial
+        finished = find_finished(plan, config.overwrite)
+        if finished is not None:
+            if replaced_folder(partial).exists():  # a crash just before the end
+                shutil.rmtree(replaced_folder(partial))
+            return summarize(plan, finished.shards, (), {}, was_done=True)
+        for other in partial_folders(plan.out):
+            if other not in (partial, replaced_folder(partial)):
+                report.say(
+                    f"{other}: left by an unfinished run of another job; "
+                    "`pipeline clean` removes it",
+                    event="stale",
+                )
+        if is_sealed(partial):
+            commit(partial, plan.out)
+            return summarize(plan, read_manifest(plan.out).shards, (), {}, was_done=False)
+        prepare_partial(plan)
+        done = read_records(partial)
+        check_disk(plan, done)
+        tasks = [task for task in plan.tasks() if task.name not in done]
+        planned = time.monotonic()
+        if done:
+            report.say(
+                f"resuming: {len(done)} of {len(done) + len(tasks)} shards are done",
+                event="resume",
+                shards_done=len(done),
+            )
+        records, first = run_tasks(config, tasks, report)
+        worked = time.monotonic()
+        shards = sorted([*done.values(), *records], key=lambda r: r.name)
+        refuse_too_many_bad(plan, shards, config.max_bad)
+        finish(plan, shards)
+        seconds = {
+            "plan": planned - started,
+            "start_up": first - planned,
+            "work": worked - first,
+            "commit": time.monotonic() - worked,
+        }
+        summary = summarize(plan, shards, done, seconds, was_done=False)
+        append_history(plan, summary)
+        return summary
+
+
+def run_tasks(
+    config: AugmentConfig, tasks: list[Task], report: Report
+) -> tuple[list[Record], float]:
+    """The records of all tasks, and when the first one was started (monotonic seconds)."""
+    from pipeline.shard import write_shard
+
+    records: list[Record] = []
+    started: list[float] = []
+    with report.progress(sum(map(n_images, tasks))) as progress:
+        sizes = {task.name: n_images(task) for task in tasks}
+        for record in run(
+            write_shard,
+            tasks,
+            config.workers,
+            config.scheduler,
+            on_ready=lambda: started.append(time.monotonic()),
+        ):
+            records.append(record)
+            progress.advance(sizes[record.name])
+    return records, started[0] if started else time.monotonic()
+
+
+def refuse_too_many_bad(plan: Plan, shards: Sequence[Record], max_bad: float) -> None:
+    bad = [item for record in shards for item in record.quarantined]
+    total = sum(len(s) for s in plan.samples.values())
+    if len(bad) > max_bad * total:
+        names = "; ".join(f"{name}: {why}" for name, why in bad[:5])
+        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise NotCommitted(
+            f"{len(bad)} of {total} inputs cannot be used, --max-bad {max_bad:g} allows "
+            f"{int(max_bad * total)}: {names}{more}. Nothing was committed; mend or remove them, or "
+            "run again with a higher --max-bad (finished shards are kept)"
+        )
+
+
+def finish(plan: Plan, shards: list[Record]) -> None:
+    """Writes manifest and sidecars, and commits."""
+    sidecars: dict[str, bytes] = {}
+    if plan.job.format == "tfrecord":
+        sidecars = tfrecord.sidecars(
+            plan.job.schema(plan.classes),
+            plan.job.dataset,
+            {s: [r.rows for r in shards if r.split == s] for s in plan.job.splits},
+        )
+    import hashlib
+
+    manifest = Manifest(
+        job=asdict(plan.job),
+        job_sha256=plan.job_sha256,
+        classes=list(plan.classes),
+        probe=probe(),
+        versions=versions(),
+        shards=shards,
+        files={
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in sidecars.items()
+        },
+    )
+    try:
+        seal(plan.partial, manifest, sidecars)
+        commit(plan.partial, plan.out)
+    except OSError as err:
+        raise EnvironmentFailed(
+            f"{plan.out}: cannot be committed ({err.strerror}); run the same command again, "
+            "finished shards are kept"
+        ) from err
+
+
+def summarize(
+    plan: Plan,
+    shards: Sequence[Record],
+    reused: Collection[str],
+    seconds: dict[str, float],
+    was_done: bool,
+) -> Summary:
+    return Summary(
+        out=plan.out,
+        rows=sum(r.rows for r in shards),
+        n_bytes=sum(r.bytes for r in shards),
+        n_shards=len(shards),
+        n_reused=len(reused),
+        n_written=sum(r.rows for r in shards if r.name not in reused),
+        quarantined=[item for r in shards for item in r.quarantined],
+        seconds=seconds,
+        was_done=was_done,
+    )
+
+
+def append_history(plan: Plan, summary: Summary) -> None:
+    """One line in OUT.runs.jsonl, beside the output: what a run took, which is not its result."""
+    entry: dict[str, Any] = {
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": os.uname().nodename,
+        "command": sys.argv,
+        "job_sha256": plan.job_sha256,
+        "rows": summary.rows,
+        "bytes": summary.n_bytes,
+        "shards": summary.n_shards,
+        "reused_shards": summary.n_reused,
+        "quarantined": len(summary.quarantined),
+        "seconds": {k: round(v, 3) for k, v in summary.seconds.items()},
+    }
+    path = plan.out.with_name(f"{plan.out.name}.runs.jsonl")
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def dry_run(config: AugmentConfig) -> str:
+    """What `materialize` would write, in a few lines, without writing anything."""
+    plan = make_plan(config)
+    n_bytes, seconds = estimate_bytes(plan)
+    workers = max(1, config.workers)
+    lines = [
+        f"would write {plan.out}: {plan.n_images:,} images in "
+        f"{sum(s['blocks'] for s in plan.job.splits.values())} shards, about {size(n_bytes)}, "
+        f"about {duration(seconds / workers)} on {workers} workers (measured on a few samples)",
+        f"policy  {plan.job.policy}",
+        f"image   {'x'.join(map(str, plan.job.shape)) if plan.job.shape else 'sizes differ'}, "
+        f"{plan.job.format}, {plan.job.encoding}",
+    ]
+    for split, blocks in plan.job.splits.items():
+        n, copies = len(plan.samples[split]), len(plan.job.copies(split))
+        lines.append(f"{split:7} {n:,} samples x {copies} copies in {blocks['blocks']} shards")
+    return "\n".join(lines)
+
+
+def clean(folder: Path, report: Report) -> int:
+    """Removes what unfinished runs left beside the outputs under `folder`; how many there were.
+
+    Raises: OutputBusy if one of them is running.
+    """
+    removed = 0
+    for path in sorted(folder.rglob(".*")):
+        head, mark, _ = path.name.partition(".partial-")
+        if not mark:
+            head, mark, _ = path.name.partition(".replaced-")
+        if mark and path.is_dir():
+            with hold(path.with_name(head[1:])):
+                shutil.rmtree(path)
+            report.say(f"removed {path}", event="removed")
+            removed += 1
+    return removed

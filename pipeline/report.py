@@ -1,0 +1,140 @@
+"""What a run tells while it goes: a bar on a terminal, plain lines in a log, or JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.offline import Summary
+
+LINE_EVERY_S = 10.0
+
+
+def duration(seconds: float) -> str:
+    """4.2 s, 3 min 05 s, 2 h 07 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(n_bytes: float) -> str:
+    """512 B, 3.4 MB, 1.2 GB (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n_bytes < 1000 or unit == "TB":
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    raise AssertionError
+
+
+@dataclass
+class Progress:
+    """Images done so far; `advance` is called as shards finish."""
+
+    report: Report
+    total: int
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self.started = self.last_line = time.monotonic()
+
+    def advance(self, n: int) -> None:
+        self.done += n
+        now = time.monotonic()
+        if now - self.last_line >= LINE_EVERY_S and self.done < self.total:
+            self.last_line = now
+            rate = self.done / (now - self.started)
+            left = (self.total - self.done) / rate if rate else 0.0
+            self.report.say(
+                f"{self.done:,} of {self.total:,} images, {rate:,.0f} images/s, "
+                f"{duration(left)} left",
+                event="progress",
+                done=self.done,
+                total=self.total,
+                images_per_s=round(rate),
+            )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where lines go: standard error, so that standard output stays free for results."""
+
+    quiet: bool = False
+    log_format: str = "text"
+
+    def say(self, text: str, **fields: Any) -> None:
+        """One line of text, or one JSON object with `message` and the fields."""
+        if self.quiet:
+            return
+        if self.log_format == "json":
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            text = json.dumps({"time": now, "message": text, **fields})
+        print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def progress(self, total: int) -> Iterator[Progress]:
+        """A bar with rate and time left on a terminal; lines every ten seconds elsewhere."""
+        if self.quiet or self.log_format == "json" or not sys.stderr.isatty():
+            yield Progress(self, total)
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("augmenting"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]} images/s"),
+            TimeRemainingColumn(),
+        )
+        with Bar(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("augmenting", total=total, rate="-")
+            progress = BarProgress(Report(quiet=True), total)
+            progress.update = lambda done, rate: bar.update(task, completed=done, rate=rate)
+            yield progress
+
+
+def summary_lines(summary: Summary, report: Report) -> None:
+    """Says what a run did: the output, what could not be used, and what it took."""
+    if summary.was_done:
+        text = f"{summary.out}: this job was done before; nothing to do"
+    else:
+        text = (
+            f"{summary.out}: {summary.rows:,} images in {summary.n_shards} shards, "
+            f"{size(summary.n_bytes)}"
+        )
+        if summary.n_reused:
+            text += f" ({summary.n_reused} shards from the run before)"
+        if work := summary.seconds.get("work"):
+            total = sum(summary.seconds.values())
+            text += f", in {duration(total)} ({summary.n_written / work:,.0f} images/s)"
+    report.say(
+        text,
+        event="done",
+        out=str(summary.out),
+        rows=summary.rows,
+        bytes=summary.n_bytes,
+        shards=summary.n_shards,
+        quarantined=len(summary.quarantined),
+        seconds=summary.seconds,
+    )
+    for name, why in summary.quarantined:
+        report.say(f"not used: {name}: {why}", event="quarantined", sample=name, reason=why)
+
+
+class BarProgress(Progress):
+    """Progress that moves a bar."""
+
+    update: Any = None
+
+    def advance(self, n: int) -> None:
+        super().advance(n)
+        rate = self.done / max(1e-9, time.monotonic() - self.started)
+        self.update(self.done, f"{rate:,.0f}")

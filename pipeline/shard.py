@@ -1,0 +1,230 @@
+"""One shard: decode a block's samples once, write every copy of them, leave a record."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+
+from datasets import images
+from datasets.errors import EnvironmentFailed, ImageError
+from datasets.manifest import Record, write_record
+from datasets.schema import Rows, Schema
+from datasets.source import sample_keys
+from pipeline.decoder import DecoderProcess
+from pipeline.job import Job, probe, read_policy
+from pipeline.library_ops import LibraryStage
+from pipeline.opencv_kernel import augment_batch, pad_channels
+from pipeline.plan import FORMATS, Task
+
+BATCH_BYTES = 16 * 2**20  # decoded images that are augmented and written at a time
+
+
+class HashingFile:
+    """A binary file that counts and hashes what is written to it, so that nothing is read again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest, self.n_bytes = file, hashlib.sha256(), 0
+        self.closed = False
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.file.write(data)
+        n = memoryview(data).nbytes
+        self.n_bytes += n
+        return n
+
+    def tell(self) -> int:
+        return self.n_bytes
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def write_shard(task: Task) -> Record:
+    """The record of the shard, which is then complete under its name, flushed and hashed.
+
+    Safe to run twice at once: each attempt has a file of its own, and both give the same bytes.
+    Raises: EnvironmentFailed if the disk is full, an input changed since it was planned, or this
+      machine computes other pixels than the one that planned the job.
+    """
+    cv2.setNumThreads(1)  # a worker is one process a core
+    if probe() != task.probe:
+        raise EnvironmentFailed(
+            f"worker {os.uname().nodename}: computes other pixels (probe {probe()}) than the "
+            f"machine that planned the job ({task.probe}); use the same library versions and "
+            "processor features on all"
+        )
+    # What an attempt that died has left: its inputs are decoded in a process of their own.
+    died = list(task.folder.glob(f".{task.name}.*.tmp"))
+    temporary = task.folder / f".{task.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            for leftover in died:
+                leftover.unlink(missing_ok=True)
+            record = fill_shard(task, file, in_child=bool(died))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(task.folder / task.name)
+        write_record(task.folder, record)
+    except OSError as err:
+        temporary.unlink(missing_ok=True)
+        raise EnvironmentFailed(disk_message(task.folder, err)) from err
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return record
+
+
+def disk_message(folder: Path, err: OSError) -> str:
+    """One line about a failed write."""
+    advice = "free some space" if err.errno == errno.ENOSPC else "mend that"
+    return (
+        f"{folder}: {err.strerror or err}; {advice} and run the same command again, finished "
+        "shards are kept"
+    )
+
+
+def fill_shard(task: Task, file: BinaryIO, in_child: bool) -> Record:
+    """Writes every copy of the task's samples to `file`."""
+    job, schema = task.job, task.job.schema(task.classes)
+    policy = read_policy(job.policy)
+    library = LibraryStage(policy.library) if policy.library else None
+    good, decoded, quarantined = decode_block(task, in_child)
+    ids = [task.samples.ids[i] for i in good]
+    labels, keys = task.samples.labels[good], sample_keys(ids)
+    batches = list(split_batches(decoded))
+    padded = [pad_channels(batch) for _, batch in batches]
+
+    hashing = HashingFile(file)
+    writer = FORMATS[job.format].Writer(hashing, schema, job.compression)
+    for copy in job.copies(task.split):
+        for (start, batch), wide in zip(batches, padded, strict=True):
+            part = slice(start, start + len(batch))
+            out, params, done = augment_batch(
+                policy, batch, wide, keys[part], copy, job.seed, library
+            )
+            rows = Rows(encode(out, schema, job), labels[part], ids[part], copy, params, done)
+            writer.write(rows)
+    writer.close()
+
+    n_copies = len(job.copies(task.split))
+    counts = np.bincount(labels, minlength=len(task.classes)).tolist()
+    ranges = getattr(writer, "copy_ranges", {})
+    return Record(
+        name=task.name,
+        split=task.split,
+        rows=len(ids) * n_copies,
+        bytes=hashing.n_bytes,
+        sha256=hashing.digest.hexdigest(),
+        labels={str(i): n for i, n in enumerate(counts) if n},
+        quarantined=quarantined,
+        copy_ranges={str(copy): ends for copy, ends in ranges.items()},
+    )
+
+
+def decode_block(
+    task: Task, in_child: bool
+) -> tuple[np.ndarray, np.ndarray | list[np.ndarray], list[tuple[str, str]]]:
+    """Positions of the usable samples, their images, and (id, reason) of the others.
+
+    Images are (n, H, W, C) uint8 where the job has one shape, else a list of (H, W, C).
+    """
+    shape, samples = task.job.shape, task.samples
+    stacked = np.empty((len(samples), *shape), np.uint8) if shape else None
+    several: list[np.ndarray] = []
+    good: list[int] = []
+    quarantined: list[tuple[str, str]] = []
+    child = DecoderProcess() if in_child else None
+    try:
+        for i, data in read_checked(task):
+            try:
+                if data is None:
+                    raise ImageError(task.unreadable[i])
+                box = None if samples.boxes is None else tuple(samples.boxes[i].tolist())
+                image = decode_one(data, box, task.job.image_size, child)
+                if shape and image.shape != shape:
+                    raise ImageError(f"decodes to {image.shape}, its header said {shape}")
+            except ImageError as err:
+                quarantined.append((samples.ids[i], str(err)))
+                continue
+            if stacked is not None:
+                stacked[len(good)] = image
+            else:
+                several.append(image)
+            good.append(i)
+    finally:
+        if child is not None:
+            child.close()
+    usable = stacked[: len(good)] if stacked is not None else several
+    return np.array(good, np.int64), usable, quarantined
+
+
+def read_checked(task: Task) -> Iterator[tuple[int, np.ndarray | bytes | None]]:
+    """(position, what the source gives) for every sample; None for one that was unreadable.
+
+    Raises: EnvironmentFailed if a sample is not what it was when the job was planned.
+    """
+    readable = [i for i in range(len(task.samples)) if i not in task.unreadable]
+    found = task.source.read([task.samples.refs[i] for i in readable])
+    for i in range(len(task.samples)):
+        if i in task.unreadable:
+            yield i, None
+            continue
+        try:
+            data = next(found)
+            changed = hashlib.sha256(data).digest() != task.digests[i]
+        except (OSError, StopIteration):
+            changed = True
+        if changed:
+            raise EnvironmentFailed(
+                f"{task.samples.ids[i]}: changed while the run read it; run the same command again"
+            )
+        yield i, data
+
+
+def decode_one(
+    data: np.ndarray | bytes,
+    box: tuple[int, int, int, int] | None,
+    image_size: tuple[int, int] | None,
+    child: DecoderProcess | None,
+) -> np.ndarray:
+    """(H, W, C) uint8, cropped to the box and fitted to the size. Raises ImageError."""
+    if isinstance(data, np.ndarray):
+        image = data
+    else:
+        image = child.decode(data) if child else images.decode(data)
+    if box is not None:
+        image = images.crop(image, box)
+    if image_size is not None and image.shape[:2] != image_size:
+        image = images.fit(image, *image_size)
+    return image if image.ndim == 3 else image[..., None]
+
+
+def split_batches(
+    decoded: np.ndarray | list[np.ndarray],
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(first position, (b, H, W, C)): batches of about 16 MB, or of one where sizes differ."""
+    if isinstance(decoded, list):
+        yield from ((i, image[None]) for i, image in enumerate(decoded))
+    elif len(decoded):
+        size = max(1, BATCH_BYTES // decoded[0].nbytes)
+        yield from ((i, decoded[i : i + size]) for i in range(0, len(decoded), size))
+
+
+def encode(out: np.ndarray, schema: Schema, job: Job) -> np.ndarray | list[bytes]:
+    """(b, H, W, C) images as the schema stores them."""
+    if schema.encoding == "raw":
+        return out
+    grey = out.shape[-1] == 1
+    return [images.encode(i[..., 0] if grey else i, schema.encoding, job.quality or 0) for i in out]

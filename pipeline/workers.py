@@ -1,0 +1,104 @@
+"""Runs tasks: in this process, on local worker processes, or on a Dask cluster."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, TypeVar
+
+from datasets.errors import EnvironmentFailed
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+T = TypeVar("T")
+R = TypeVar("R")
+# Workers killed at random must not end a run; a task that kills ten in a row will kill them all.
+ALLOWED_DEATHS = 10
+
+
+def run(
+    function: Callable[[T], R],
+    tasks: Sequence[T],
+    n_workers: int,
+    scheduler: str | None,
+    on_ready: Callable[[], None] = lambda: None,
+) -> Iterator[R]:
+    """The results of `function` on each task, as they come; tasks are started in their order.
+
+    Args:
+      n_workers: Local processes; with 0, or where there is only one task, this process does it.
+      scheduler: Address of a running Dask scheduler, used instead of local processes.
+      on_ready: Called once, when the workers are there and the first task starts.
+    Raises: what the function raises; EnvironmentFailed if workers keep dying on one task or the
+      scheduler cannot be reached.
+    """
+    if scheduler is None and (n_workers == 0 or len(tasks) <= 1):
+        on_ready()
+        yield from map(function, tasks)
+        return
+    with ExitStack() as stack:
+        client = connect(min(n_workers, len(tasks)), scheduler, stack)
+        on_ready()
+        yield from submit(client, function, tasks)
+
+
+def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
+    """A client of the running cluster, or of a local one that ends with the stack."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    stack.enter_context(
+        dask.config.set(
+            {
+                "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
+                # Spawned, never forked: OpenCV hangs in a fork and a child keeps its locks.
+                "distributed.worker.multiprocessing-method": "spawn",
+                "distributed.logging.distributed": "critical",
+            }
+        )
+    )
+    if scheduler is None:
+        scratch = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="pipeline-", ignore_cleanup_errors=True)
+        )
+        cluster = stack.enter_context(
+            LocalCluster(
+                n_workers=n_workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                local_directory=scratch,
+                silence_logs=logging.CRITICAL,
+            )
+        )
+        return stack.enter_context(Client(cluster))
+    try:
+        return stack.enter_context(Client(scheduler, timeout=20))
+    except (OSError, TimeoutError, ValueError) as err:
+        raise EnvironmentFailed(
+            f"--scheduler {scheduler}: no Dask scheduler answers there; start one with "
+            "`dask scheduler` and give its address, such as tcp://127.0.0.1:8786"
+        ) from err
+
+
+def submit(client: Client, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+    """Results as they come; a task whose worker dies is run again on another."""
+    from distributed import KilledWorker, as_completed
+
+    # The last tasks decide when a run ends, so the largest come first (the caller sorts them).
+    futures = [
+        client.submit(function, task, pure=False, priority=-i) for i, task in enumerate(tasks)
+    ]
+    for future in as_completed(futures):
+        try:
+            yield future.result()
+        except KilledWorker as err:
+            raise EnvironmentFailed(
+                f"workers died {ALLOWED_DEATHS} times on one task; every input decodes by itself, so "
+                "look at the memory of the workers and at the policy's library ops"
+            ) from err
+        future.release()
