@@ -1,0 +1,93 @@
+"""Fetches files with a checksum and a progress bar, once."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import EnvironmentFailed
+
+
+def fetch(url: str, checksum: str, path: Path) -> Path:
+    """`path`, which holds the file at `url`; downloaded unless it is there already.
+
+    Args:
+      checksum: `sha256:...` or `md5:...`; a file with another one is never left under `path`.
+    Raises: EnvironmentFailed if the download or its check fails; the same command may work later.
+    """
+    if path.is_file():
+        return path
+    import pooch
+    import requests
+
+    pooch.get_logger().setLevel(logging.ERROR)
+    print(f"downloading {url} to {path.parent}", file=sys.stderr)
+    try:
+        downloader = pooch.HTTPDownloader(progressbar=Bar() if sys.stderr.isatty() else False)
+        pooch.retrieve(url, checksum, fname=path.name, path=path.parent, downloader=downloader)
+    except (requests.RequestException, OSError, ValueError) as err:
+        reason = (str(err).splitlines() or [type(err).__name__])[0]
+        raise EnvironmentFailed(
+            f"{url}: could not be downloaded: {reason}; try again later, or put the file at {path} "
+            "yourself"
+        ) from err
+    return path
+
+
+class Bar:
+    """The part of a tqdm bar that pooch wants, drawn with rich."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=Console(stderr=True))
+        self.progress.start()
+        self.task = self.progress.add_task("", total=None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "total":
+            self.progress.update(self.task, total=value)
+        super().__setattr__(name, value)
+
+    def update(self, n_bytes: int) -> None:
+        self.progress.advance(self.task, n_bytes)
+
+    def reset(self) -> None:
+        self.progress.update(self.task, completed=0)
+
+    def close(self) -> None:
+        self.progress.stop()
+
+
+def extract(archive: Path, inside: str, folder: Path) -> Path:
+    """`folder/inside`, taken whole out of the .tar.gz archive unless it is there already.
+
+    Nothing is written outside of the folder, and nothing half-done is left under that name.
+    Raises: EnvironmentFailed if the archive is broken, unsafe, or the disk is full.
+    """
+    target = folder / inside
+    if target.is_dir():
+        return target
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".extract-") as scratch:
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(scratch, filter="data")
+            shutil.move(Path(scratch) / inside, target)
+        except (tarfile.TarError, OSError, EOFError) as err:
+            raise EnvironmentFailed(
+                f"{archive}: cannot be extracted: {err}; remove it and run the same command again"
+            ) from err
+    return target

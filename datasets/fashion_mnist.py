@@ -1,0 +1,77 @@
+"""Fashion-MNIST: the four official files, which are gzipped IDX."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from datasets.download import fetch
+from datasets.errors import SourceError
+from datasets.source import Listing, Samples
+
+URL = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"
+FILES = {
+    "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+}
+PREFIXES = {"train": "train", "test": "t10k"}
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+
+@lru_cache(maxsize=2)
+def read_idx(path: Path) -> np.ndarray:
+    """The uint8 array of a gzipped IDX file (http://yann.lecun.com/exdb/mnist, end of page).
+
+    Raises: SourceError if it is broken.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes())
+        if data[:3] != b"\0\0\x08":
+            raise ValueError("not IDX with unsigned bytes")
+        shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape.tolist())
+    except (ValueError, EOFError, OSError, IndexError) as err:
+        raise SourceError(
+            f"{path}: broken: {err}; remove it, and it is downloaded again"
+        ) from err
+
+
+@dataclass(frozen=True)
+class FashionMnist:
+    """Fashion-MNIST, 28x28 grey, 10 classes, 60,000 + 10,000 images; downloads 31 MB."""
+
+    root: Path
+    name = "fashion_mnist"
+    channels = 1
+
+    def listing(self) -> Listing:
+        for file, sha256 in FILES.items():
+            fetch(URL + file, f"sha256:{sha256}", self.root / file)
+        splits = {}
+        for split, prefix in PREFIXES.items():
+            labels = read_idx(self.root / f"{prefix}-labels-idx1-ubyte.gz").astype(np.int64)
+            ids = [f"{split}/{i:05d}" for i in range(len(labels))]
+            splits[split] = Samples(ids, labels, [(prefix, i) for i in range(len(labels))])
+        return Listing(CLASSES, splits)
+
+    def read(self, refs: Sequence[tuple[str, int]]) -> Iterator[np.ndarray]:
+        for prefix, i in refs:
+            yield read_idx(self.root / f"{prefix}-images-idx3-ubyte.gz")[i]

@@ -1,0 +1,126 @@
+"""A folder of images: a subfolder a class, with train/val/test folders above them or without."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from datasets.errors import SourceError
+from datasets.images import SUFFIXES
+from datasets.source import Listing, Samples, is_held_out
+
+SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+TEST_FRACTION = 0.2
+
+
+def source_name(path: Path) -> str:
+    """A name for files made from it: lower case letters, digits and underscores."""
+    return re.sub(r"[^a-z0-9]+", "_", path.resolve().name.lower()).strip("_") or "images"
+
+
+def readable(name: str) -> str:
+    """A file name as valid UTF-8: bytes that are none stand as `\\xff`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def split_by_hash(
+    ids: Sequence[str], labels: np.ndarray, refs: Sequence[object]
+) -> dict[str, Samples]:
+    """Train and test; each sample's side is decided by its id alone."""
+    whole = Samples(ids, labels, refs)
+    held_out = is_held_out(ids, TEST_FRACTION)
+    return {
+        "train": whole.take(np.flatnonzero(~held_out)),
+        "test": whole.take(np.flatnonzero(held_out)),
+    }
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Images in a subfolder for each class; ids are paths relative to the folder."""
+
+    root: Path
+    channels = 3
+
+    @property
+    def name(self) -> str:
+        return source_name(self.root)
+
+    def listing(self) -> Listing:
+        top = self._subfolders(self.root)
+        named = [name for name in top if name.lower() in SPLITS]
+        if named and len(named) == len(top):
+            found = {name.lower(): self._classes(self.root / name) for name in named}
+        else:
+            found = {"": self._classes(self.root)}
+        classes = sorted({name for part in found.values() for name in part})
+        if not classes:
+            loose = sum(is_image(p.name) for p in self.root.iterdir() if p.is_file())
+            raise SourceError(
+                f"{self.root}: {loose} images in the folder itself and none in subfolders; expected "
+                "one subfolder for each class (or give a CSV list of paths and labels)"
+            )
+        ignored: list[str] = []
+        splits: dict[str, Samples] = {}
+        for split, part in found.items():
+            refs: list[str] = []
+            labels: list[int] = []
+            for label, name in enumerate(classes):
+                for path in part.get(name, ()):
+                    if is_image(path):
+                        refs.append(path)
+                        labels.append(label)
+                    else:
+                        ignored.append(readable(path))
+            ids, column = [readable(ref) for ref in refs], np.array(labels, np.int64)
+            if split:
+                splits[split] = Samples(ids, column, refs)
+            else:
+                splits = split_by_hash(ids, column, refs)
+        for folder in (self.root, *(self.root / name for name in named if len(found) > 1)):
+            ignored += [
+                readable(os.path.relpath(e.path, self.root))
+                for e in os.scandir(folder)
+                if e.is_file() and not e.name.startswith(".")
+            ]
+        return Listing(tuple(map(readable, classes)), splits, tuple(sorted(ignored)))
+
+    def _subfolders(self, folder: Path) -> list[str]:
+        try:
+            entries = [e for e in os.scandir(folder) if not e.name.startswith(".") and e.is_dir()]
+        except OSError as err:
+            raise SourceError(f"{folder}: {err.strerror}; expected a readable folder") from err
+        return sorted(e.name for e in entries)
+
+    def _classes(self, folder: Path) -> dict[str, list[str]]:
+        """Class -> paths of the files under its folder, at any depth, relative to the root."""
+        return {name: sorted(self._files(folder / name)) for name in self._subfolders(folder)}
+
+    def _files(self, folder: Path) -> Iterator[str]:
+        visited: set[tuple[int, int]] = set()
+        for path, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in visited:  # a link back to where we came from
+                folders.clear()
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in names:
+                if not name.startswith("."):
+                    yield os.path.relpath(os.path.join(path, name), self.root)
+
+    def read(self, refs: Sequence[str]) -> Iterator[bytes]:
+        return ((self.root / ref).read_bytes() for ref in refs)
+
+
+def is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def unreadable(err: OSError) -> None:
+    raise SourceError(f"{err.filename}: {err.strerror}; expected a readable folder") from err

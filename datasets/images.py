@@ -1,0 +1,188 @@
+"""Image files <-> pixels: decoded as a viewer would show them, resized, cropped, encoded."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from datasets.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+MAX_PIXELS = 100_000_000  # of a declared size; 300 MB decoded: a bomb is refused by its header
+ORIENTATION = 0x0112
+SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """The file's header, read by Pillow; every failure inside becomes an ImageError.
+
+    Reasons never hold addresses or paths: they go into the manifest, which is equal for equal jobs.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise ImageError("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken metadata does not make pixels unusable
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                check_pixels(image.width, image.height)
+                yield image
+    except ImageError:
+        raise
+    except UnidentifiedImageError as err:
+        raise ImageError("not a JPEG, PNG, WebP, BMP, TIFF or GIF image") from err
+    except Image.DecompressionBombError as err:
+        raise ImageError(f"declares more than {MAX_PIXELS:,} pixels") from err
+    except MemoryError as err:
+        raise ImageError("needs more memory than there is") from err
+    except Exception as err:  # Pillow's decoders raise nearly every type there is
+        reason = (str(err).splitlines() or [""])[0]
+        reason = re.sub(r" ?<[^>]* at 0x[0-9a-f]+>", "", reason)
+        raise ImageError(reason or type(err).__name__) from err
+
+
+def check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"declares {width}x{height} pixels; at most {MAX_PIXELS:,} are read")
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """(height, width) that `decode` would give, from the header alone.
+
+    Raises: ImageError if the header is not that of a usable image.
+    """
+    with opened(data) as image:
+        width, height = image.size
+        # Pillow turns TIFF by itself. PNG's orientation may stand behind the pixels: look for it
+        # first, since asking for it decodes them.
+        if image.format != "TIFF" and (image.format != "PNG" or b"eXIf" in data):
+            if orientation(image) >= 5:
+                return width, height
+        return height, width
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8; 1 where it is absent or cannot be read."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # broken metadata, which a viewer passes over too
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def decode(data: bytes, channels: int = 3) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, or (H, W, 1) grey with channels=1, as a viewer would show the file.
+
+    First frame; EXIF orientation applied; palette, CMYK and LAB converted; transparency over
+    white; 16-bit cut to its high byte. Pillow decodes, since OpenCV gives truncated files without
+    a word.
+    Raises: ImageError with a reason that is the same on every run.
+    """
+    with opened(data) as image:
+        image.load()
+        shown = flatten(turn(image))
+        mode = "RGB" if channels == 3 else "L"
+        pixels = np.asarray(shown if shown.mode == mode else shown.convert(mode))
+        return pixels.reshape(shown.height, shown.width, channels)
+
+
+def turn(image: Image.Image) -> Image.Image:
+    """The image as EXIF says it is to be seen."""
+    from PIL.Image import Transpose
+
+    moves = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    move = moves.get(orientation(image))
+    return image if move is None else image.transpose(move)
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """Any mode -> RGB or L without transparency."""
+    from PIL import Image as pillow
+
+    if image.mode in SIXTEEN_BIT or image.mode == "I":
+        values = np.asarray(image)
+        if values.size and (values.min() < 0 or values.max() > 0xFFFF):
+            raise ImageError("has 32-bit pixels; expected 8 or 16 bits a channel")
+        return pillow.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ImageError("has floating-point pixels; expected 8 or 16 bits a channel")
+    if image.mode == "LAB":
+        return lab_to_rgb(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        over = image.convert("RGBA")
+        white = pillow.new("RGBA", over.size, "white")
+        return pillow.alpha_composite(white, over).convert("RGB")
+    if image.mode in ("L", "1"):
+        return image.convert("L")
+    return image.convert("RGB")
+
+
+def lab_to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    if converted is None:  # only for a conversion in place
+        raise ImageError("cannot be converted from LAB")
+    return converted
+
+
+def crop(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """The part of (H, W, C) inside (left, top, width, height) pixels, cut to the image.
+
+    Raises: ImageError if nothing is left.
+    """
+    left, top, width, height = box
+    part = image[max(0, top) : max(0, top + height), max(0, left) : max(0, left + width)]
+    if part.size == 0:
+        raise ImageError(f"its box {box} lies outside of the image {image.shape[1::-1]}")
+    return part
+
+
+def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W, C) -> (height, width, C): the largest centred part of that shape, resized.
+
+    Area averaging where it shrinks, so that fine patterns do not alias; bilinear where it grows.
+    """
+    import cv2
+
+    h, w, channels = image.shape
+    part_w, part_h = min(w, round(h * width / height)), min(h, round(w * height / width))
+    part_w, part_h = max(1, part_w), max(1, part_h)
+    left, top = (w - part_w) // 2, (h - part_h) // 2
+    part = image[top : top + part_h, left : left + part_w]
+    how = cv2.INTER_AREA if part_h >= height and part_w >= width else cv2.INTER_LINEAR
+    return cv2.resize(part, (width, height), interpolation=how).reshape(height, width, channels)
+
+
+def encode(image: np.ndarray, encoding: str, quality: int) -> bytes:
+    """(H, W, 3) RGB or (H, W, 1) uint8 -> a JPEG of that quality (1 to 100), or a PNG."""
+    import cv2
+
+    if image.shape[2] == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    if encoding == "jpeg":
+        _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    else:
+        _, data = cv2.imencode(".png", image)
+    return data.tobytes()

@@ -1,0 +1,82 @@
+"""A CSV or Parquet list of paths and labels; paths are relative to the list."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.errors import SourceError
+from datasets.folder import source_name, split_by_hash
+from datasets.source import Listing, Samples
+
+PATH = ("path", "image", "file", "file_name", "filename")
+LABEL = ("label", "class")
+SPLIT = ("split",)
+
+
+@dataclass(frozen=True)
+class ListFile:
+    """A table with the columns `path`, `label` and, if wanted, `split`; ids are the paths."""
+
+    file: Path
+    channels = 3
+
+    @property
+    def name(self) -> str:
+        return source_name(self.file.with_suffix(""))
+
+    def listing(self) -> Listing:
+        columns = self._columns()
+        paths = [str(path) for path in self._column(columns, PATH)]
+        given = self._column(columns, LABEL)
+        for row, (path, label) in enumerate(zip(paths, given, strict=True), 1):
+            if path in ("", "None") or label in ("", None):
+                raise SourceError(f"{self.file}: row {row} lacks a path or a label; fill it in")
+        texts = [str(label) for label in given]
+        # 2 comes before 10 where all labels are numbers.
+        numbers = all(text.isdecimal() for text in texts)
+        classes = sorted(set(texts), key=int) if numbers else sorted(set(texts))
+        index = {name: i for i, name in enumerate(classes)}
+        labels = np.array([index[text] for text in texts], np.int64)
+        if not any(name in columns for name in SPLIT):
+            return Listing(tuple(classes), split_by_hash(paths, labels, paths))
+        sides = [str(side) for side in self._column(columns, SPLIT)]
+        whole = Samples(paths, labels, paths)
+        named = {
+            side: whole.take(np.array([i for i, s in enumerate(sides) if s == side]))
+            for side in dict.fromkeys(sides)
+        }
+        return Listing(tuple(classes), named)
+
+    def _columns(self) -> dict[str, list[Any]]:
+        try:
+            if self.file.suffix.lower() == ".parquet":
+                import pyarrow.parquet as pq
+
+                table: dict[str, list[Any]] = pq.read_table(self.file).to_pydict()
+                return table
+            # utf-8-sig: spreadsheets put a byte order mark in front of the first column's name.
+            with self.file.open(newline="", encoding="utf-8-sig") as file:
+                rows = list(csv.DictReader(file, strict=True))
+        except (OSError, ValueError, csv.Error) as err:
+            raise SourceError(f"{self.file}: cannot be read as a list: {err}") from err
+        if not rows:
+            raise SourceError(f"{self.file}: has no rows; expected a header and a row an image")
+        return {name: [row[name] for row in rows] for name in rows[0] if name is not None}
+
+    def _column(self, columns: dict[str, list[Any]], wanted: tuple[str, ...]) -> list[Any]:
+        for name in wanted:
+            if name in columns:
+                return columns[name]
+        raise SourceError(
+            f"{self.file}: no column {wanted[0]!r}; it has {', '.join(columns)}; rename the one "
+            f"that holds the {wanted[0]} to {' or '.join(wanted)}"
+        )
+
+    def read(self, refs: Sequence[str]) -> Iterator[bytes]:
+        return ((self.file.parent / ref).read_bytes() for ref in refs)
