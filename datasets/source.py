@@ -89,10 +89,14 @@ class Source(Protocol):
     """A data set. Frozen, small and picklable (a path and options): workers get a copy of it.
 
     name: For folders and file names: lower case letters, digits and underscores.
+    channels: 1 or 3; what encoded files are converted to, the same for all of them.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def channels(self) -> int: ...
 
     def listing(self) -> Listing:
         """Every split and sample, without decoding any image.
@@ -123,6 +127,9 @@ def check_listing(name: str, listing: Listing) -> Listing:
                     f"in {split!r}; ids must be unique: remove or rename one of them"
                 )
             seen[sample_id] = split
+    broken = [c for c in listing.classes if "\n" in c]
+    if broken:
+        raise SourceError(f"{name}: the class name {broken[0]!r} holds a line break; rename it")
     if not seen:
         raise SourceError(f"{name}: no images found; expected at least one")
     return listing

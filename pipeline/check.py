@@ -64,11 +64,13 @@ def check_deep(folder: Path, manifest: Manifest, dataset: str | None, data_dir: 
             raise Damaged(f"{folder / record.name}: {n} rows, the manifest says {record.rows}")
     line = "every row decodes"
     try:
+        if probe() != manifest.probe:
+            raise UserError("its machine computed other pixels than this one does")
         n_same = recompute(kept, job, schema, dataset or job.dataset, data_dir)
     except UserError as err:
         if isinstance(err, Damaged):
             raise
-        return f"{line}; NOT compared with the source, which cannot be read: {err}"
+        return f"{line}; NOT compared with the source: {err}"
     return f"{line}; {n_same} rows made again from the source are equal"
 
 
@@ -111,8 +113,6 @@ def recompute(
     from pipeline.opencv_kernel import augment_batch, pad_channels
     from pipeline.shard import decode_one, encode
 
-    if probe() != probe():
-        raise UserError("this machine computes other pixels")
     source = open_source(dataset, data_dir)
     listing = source.listing()
     where = {}
@@ -127,7 +127,8 @@ def recompute(
             raise UserError(f"{dataset}: has no sample {sample_id!r} any more")
         samples, i = where[sample_id]
         box = None if samples.boxes is None else tuple(samples.boxes[i].tolist())
-        image = decode_one(next(source.read([samples.refs[i]])), box, job.image_size, None)[None]
+        image = next(source.read([samples.refs[i]]))
+        image = decode_one(image, source.channels, box, job.image_size, None)[None]
         out, params, _ = augment_batch(
             policy, image, pad_channels(image), sample_keys([sample_id]), copy, job.seed, library
         )

@@ -17,7 +17,7 @@ from datasets import images
 from datasets.errors import ImageError
 
 MAX_DEATHS = 3
-LENGTH = struct.Struct("<cQ")  # kind (i image, e error, f file), bytes that follow
+LENGTH = struct.Struct("<cQ")  # kind (1 or 3: a file and its channels; i image, e error), bytes that follow
 
 
 class DecoderProcess:
@@ -26,15 +26,15 @@ class DecoderProcess:
     def __init__(self) -> None:
         self.child: subprocess.Popen[bytes] | None = None
 
-    def decode(self, data: bytes) -> np.ndarray:
-        """(H, W, C) uint8.
+    def decode(self, data: bytes, channels: int) -> np.ndarray:
+        """(H, W, channels) uint8.
 
         Raises: ImageError if the input is bad, or if by itself it kills the child three times.
         """
         for _ in range(MAX_DEATHS):
             child = self.child or self._start()
             try:
-                send(child.stdin, b"f", data)
+                send(child.stdin, b"%d" % channels, data)
                 kind, answer = receive(child.stdout)
             except (EOFError, BrokenPipeError):
                 child.wait()
@@ -89,12 +89,12 @@ def serve() -> None:
     """Answers until standard input ends."""
     while True:
         try:
-            _, data = receive(sys.stdin.buffer)
+            kind, data = receive(sys.stdin.buffer)
         except EOFError:
             return
         try:
             answer = io.BytesIO()
-            np.save(answer, images.decode(data), allow_pickle=False)
+            np.save(answer, images.decode(data, int(kind)), allow_pickle=False)
             send(sys.stdout.buffer, b"i", answer.getvalue())
         except ImageError as err:
             send(sys.stdout.buffer, b"e", str(err).encode())

@@ -89,7 +89,7 @@ def from_source(
     for i, data in enumerate(source.read(samples.refs)):
         box = None if samples.boxes is None else tuple(samples.boxes[i].tolist())
         try:
-            image = decode_one(data, box, image_size, None)[None]
+            image = decode_one(data, source.channels, box, image_size, None)[None]
         except ImageError as err:
             raise UserError(f"{samples.ids[i]}: {err}; it would not be used") from err
         row = []

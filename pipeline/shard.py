@@ -152,7 +152,7 @@ def decode_block(
                 if data is None:
                     raise ImageError(task.unreadable[i])
                 box = None if samples.boxes is None else tuple(samples.boxes[i].tolist())
-                image = decode_one(data, box, task.job.image_size, child)
+                image = decode_one(data, task.source.channels, box, task.job.image_size, child)
                 if shape and image.shape != shape:
                     raise ImageError(f"decodes to {image.shape}, its header said {shape}")
             except ImageError as err:
@@ -195,20 +195,21 @@ def read_checked(task: Task) -> Iterator[tuple[int, np.ndarray | bytes | None]]:
 
 def decode_one(
     data: np.ndarray | bytes,
+    channels: int,
     box: tuple[int, int, int, int] | None,
     image_size: tuple[int, int] | None,
     child: DecoderProcess | None,
 ) -> np.ndarray:
     """(H, W, C) uint8, cropped to the box and fitted to the size. Raises ImageError."""
     if isinstance(data, np.ndarray):
-        image = data
+        image = data if data.ndim == 3 else data[..., None]
     else:
-        image = child.decode(data) if child else images.decode(data)
+        image = (child.decode if child else images.decode)(data, channels)
     if box is not None:
         image = images.crop(image, box)
     if image_size is not None and image.shape[:2] != image_size:
         image = images.fit(image, *image_size)
-    return image if image.ndim == 3 else image[..., None]
+    return image
 
 
 def split_batches(
@@ -226,5 +227,4 @@ def encode(out: np.ndarray, schema: Schema, job: Job) -> np.ndarray | list[bytes
     """(b, H, W, C) images as the schema stores them."""
     if schema.encoding == "raw":
         return out
-    grey = out.shape[-1] == 1
-    return [images.encode(i[..., 0] if grey else i, schema.encoding, job.quality or 0) for i in out]
+    return [images.encode(image, schema.encoding, job.quality or 0) for image in out]

@@ -1,0 +1,67 @@
+"""Data sets by name or path."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import SourceError
+from datasets.source import Source
+
+CATALOG = {
+    "digits": "digits:Digits",
+    "fashion_mnist": "fashion_mnist:FashionMnist",
+    "cifar10": "cifar:Cifar10",
+    "cifar100": "cifar:Cifar100",
+    "cub200": "cub200:Cub200",
+    "cub200_cropped": "cub200:Cub200Cropped",
+}
+# Where the data of a name lies under --data-dir, if not under the name itself.
+FOLDERS = {"cub200_cropped": "cub200"}
+
+
+def known(name: str) -> Any:
+    """The class of a data set in the catalogue; its module is imported only now."""
+    module, _, attribute = CATALOG[name].partition(":")
+    return getattr(import_module(f"datasets.{module}"), attribute)
+
+
+def describe(name: str) -> str:
+    """One line about a data set of the catalogue."""
+    return (known(name).__doc__ or "").splitlines()[0]
+
+
+def open_source(dataset: str, data_dir: Path) -> Source:
+    """The source of that name, or at that path: an image folder, the official folder of
+    CUB-200-2011, a folder of shards, or a CSV or Parquet list.
+
+    Raises: SourceError that suggests the nearest name.
+    """
+    if dataset in CATALOG:
+        source: Source = known(dataset)(data_dir.expanduser().absolute() / FOLDERS.get(dataset, dataset))
+        return source
+    path = Path(dataset).expanduser().absolute()
+    if path.is_dir():
+        return open_folder(path)
+    if path.is_file():
+        if path.suffix.lower() not in (".csv", ".parquet"):
+            raise SourceError(f"{path}: expected a folder, or a list that ends in .csv or .parquet")
+        from datasets.listing import ListFile
+
+        return ListFile(path)
+    near = difflib.get_close_matches(dataset, CATALOG, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(CATALOG)}"
+    raise SourceError(f"--dataset {dataset}: neither a known name nor a path that exists; {hint}")
+
+
+def open_folder(path: Path) -> Source:
+    from datasets.cub200 import Cub200
+    from datasets.folder import Folder
+    from datasets.shards import Shards, find_shards
+
+    if (path / "train_test_split.txt").is_file() and (path / "images.txt").is_file():
+        return Cub200(path)
+    shards = find_shards(path)
+    return Shards(path, shards) if shards else Folder(path)
