@@ -48,9 +48,7 @@ Dataset = Annotated[
 ]
 DataDir = Annotated[
     Path,
-    typer.Option(
-        help="Where known data sets lie or are downloaded to.", envvar="PIPELINE_DATA"
-    ),
+    typer.Option(help="Where known data sets lie or are downloaded to.", envvar="PIPELINE_DATA"),
 ]
 Policy = Annotated[
     str | None,
@@ -120,9 +118,7 @@ def augment(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            min=0, help="Local processes; 0: all in this one.", show_default="the cores"
-        ),
+        typer.Option(min=0, help="Local processes; 0: all in this one.", show_default="the cores"),
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a running Dask scheduler to use instead.")
@@ -137,20 +133,23 @@ def augment(
             "--overwrite/--resume", help="Replace what is there, or go on where a run stopped."
         ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be written.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be written.")
+    ] = False,
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
     """Write augmented copies of a data set to shards."""
     if online:
         raise UserError(
-            "--online: is not there yet; `pipeline augment --offline` writes the same images to shards"
+            "--online: not there yet; `pipeline augment --offline` writes the same images"
         )
-    from pipeline import offline
+    from pipeline.offline import materialize
+    from pipeline.plan import AugmentConfig, describe_plan
     from pipeline.report import Report, summary_lines
 
     options = {} if workers is None else {"workers": workers}
-    config = offline.AugmentConfig(
+    config = AugmentConfig(
         dataset=dataset,
         data_dir=data_dir,
         out=out,
@@ -174,9 +173,9 @@ def augment(
     )
     report = Report(quiet=quiet, log_format=log_format.value)
     if dry_run:
-        print(offline.dry_run(config))
+        print(describe_plan(config))
         return
-    summary = offline.materialize(config, report)
+    summary = materialize(config, report)
     summary_lines(summary, report)
 
 
@@ -255,9 +254,9 @@ def policies() -> None:
 
 @app.command()
 def clean(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder under which outputs lie.")
-    ] = Path("augmented"),
+    folder: Annotated[Path, typer.Argument(help="Folder under which outputs lie.")] = Path(
+        "augmented"
+    ),
 ) -> None:
     """Remove what unfinished runs have left beside outputs."""
     from pipeline.offline import clean as remove

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def place(ids: Sequence[str], seed: int, n_blocks: int) -> list[np.ndarray]:
     order = order[np.argsort(mix(keys[order], seed, "block"), kind="stable")]
     blocks = block_of(keys[order], seed, n_blocks)
     bounds = np.searchsorted(blocks, np.arange(n_blocks + 1, dtype=np.uint64))
-    return [order[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [order[a:b] for a, b in pairwise(bounds)]
 
 
 def limited(ids: Sequence[str], limit: int | None) -> np.ndarray:

@@ -40,7 +40,9 @@ def open_source(dataset: str, data_dir: Path) -> Source:
     Raises: SourceError that suggests the nearest name.
     """
     if dataset in CATALOG:
-        source: Source = known(dataset)(data_dir.expanduser().absolute() / FOLDERS.get(dataset, dataset))
+        source: Source = known(dataset)(
+            data_dir.expanduser().absolute() / FOLDERS.get(dataset, dataset)
+        )
         return source
     path = Path(dataset).expanduser().absolute()
     if path.is_dir():

@@ -6,7 +6,7 @@ Source: https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version".
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ PIXELS = 3 * 32 * 32  # channel by channel
 
 @dataclass(frozen=True)
 class Cifar:
-    """What both have in common. A record is `n_labels` bytes, the last one the class, and pixels."""
+    """What both have in common. A record: `n_labels` bytes, the last one the class, then pixels."""
 
     root: Path
     name: ClassVar[str]
@@ -32,7 +32,7 @@ class Cifar:
     archive: ClassVar[str]
     md5: ClassVar[str]
     names: ClassVar[str]  # the file of class names
-    files: ClassVar[dict[str, tuple[str, ...]]]
+    files: ClassVar[Mapping[str, tuple[str, ...]]]
     n_labels: ClassVar[int]
     channels = 3
 
@@ -89,7 +89,7 @@ class Cifar10(Cifar):
     archive = "cifar-10-binary.tar.gz"
     md5 = "c32a1d4ab5d03f1284b67883e8d87530"
     names = "batches.meta.txt"
-    files = {
+    files: ClassVar = {
         "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
         "test": ("test_batch.bin",),
     }
@@ -104,5 +104,5 @@ class Cifar100(Cifar):
     archive = "cifar-100-binary.tar.gz"
     md5 = "03b5dce01913d631647c71ecec9e9cb8"
     names = "fine_label_names.txt"
-    files = {"train": ("train.bin",), "test": ("test.bin",)}
+    files: ClassVar = {"train": ("train.bin",), "test": ("test.bin",)}
     n_labels = 2  # coarse, fine

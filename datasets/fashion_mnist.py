@@ -15,13 +15,13 @@ from datasets.errors import SourceError
 from datasets.source import Listing, Samples
 
 URL = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"
-FILES = {
-    "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-    "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-    "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-    "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+TRAIN, TEST = "train", "t10k"  # how the files of each split begin
+SHA256 = {
+    f"{TRAIN}-images-idx3": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    f"{TRAIN}-labels-idx1": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    f"{TEST}-images-idx3": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    f"{TEST}-labels-idx1": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
 }
-PREFIXES = {"train": "train", "test": "t10k"}
 CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -49,9 +49,7 @@ def read_idx(path: Path) -> np.ndarray:
         shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
         return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape.tolist())
     except (ValueError, EOFError, OSError, IndexError) as err:
-        raise SourceError(
-            f"{path}: broken: {err}; remove it, and it is downloaded again"
-        ) from err
+        raise SourceError(f"{path}: broken: {err}; remove it, and it is downloaded again") from err
 
 
 @dataclass(frozen=True)
@@ -63,10 +61,11 @@ class FashionMnist:
     channels = 1
 
     def listing(self) -> Listing:
-        for file, sha256 in FILES.items():
+        for stem, sha256 in SHA256.items():
+            file = f"{stem}-ubyte.gz"
             fetch(URL + file, f"sha256:{sha256}", self.root / file)
         splits = {}
-        for split, prefix in PREFIXES.items():
+        for split, prefix in (("train", TRAIN), ("test", TEST)):
             labels = read_idx(self.root / f"{prefix}-labels-idx1-ubyte.gz").astype(np.int64)
             ids = [f"{split}/{i:05d}" for i in range(len(labels))]
             splits[split] = Samples(ids, labels, [(prefix, i) for i in range(len(labels))])

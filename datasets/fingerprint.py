@@ -35,7 +35,7 @@ def scan(source: Source, samples: Samples, on_sample: Callable[[], None] = lambd
         if isinstance(data, OSError):
             found.errors[i] = f"cannot be read: {data.strerror or data}"
             continue
-        found.digests[i] = hashlib.sha256(data).digest()
+        found.digests[i] = digest_of(data)
         try:
             if isinstance(data, np.ndarray):
                 height, width = data.shape[:2]
@@ -49,6 +49,11 @@ def scan(source: Source, samples: Samples, on_sample: Callable[[], None] = lambd
             continue
         found.shapes[i] = height, width, channels
     return found
+
+
+def digest_of(data: np.ndarray | bytes) -> bytes:
+    """sha256 of a file's bytes, or of pixels in C order."""
+    return hashlib.sha256(data.data if isinstance(data, np.ndarray) else data).digest()
 
 
 def read_each(source: Source, refs: Sequence[object]) -> Iterator[np.ndarray | bytes | OSError]:
@@ -75,10 +80,8 @@ def cropped_size(box: list[int], height: int, width: int) -> tuple[int, int]:
     return cropped
 
 
-def fingerprint(
-    classes: Sequence[str], samples: dict[str, Samples], scans: dict[str, Scan]
-) -> str:
-    """Hex sha256 over class names, ids, labels, boxes and contents; listing order does not matter."""
+def fingerprint(classes: Sequence[str], samples: dict[str, Samples], scans: dict[str, Scan]) -> str:
+    """Hex sha256 over classes, ids, labels, boxes and contents, whatever the listing's order."""
     digest = hashlib.sha256(repr(tuple(classes)).encode())
     for split in sorted(samples):
         part, found = samples[split], scans[split]

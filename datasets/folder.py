@@ -62,8 +62,8 @@ class Folder:
         if not classes:
             loose = sum(is_image(p.name) for p in self.root.iterdir() if p.is_file())
             raise SourceError(
-                f"{self.root}: {loose} images in the folder itself and none in subfolders; expected "
-                "one subfolder for each class (or give a CSV list of paths and labels)"
+                f"{self.root}: {loose} images in the folder itself and none in subfolders; "
+                "expected one subfolder for each class (or give a CSV list of paths and labels)"
             )
         ignored: list[str] = []
         splits: dict[str, Samples] = {}

@@ -7,6 +7,8 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,11 +18,26 @@ from datasets.errors import ImageError
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+PLUGINS = {  # Pillow loads the less usual ones only when asked; MPO comes with JPEG
+    "JPEG": "Jpeg",
+    "PNG": "Png",
+    "WEBP": "WebP",
+    "BMP": "Bmp",
+    "TIFF": "Tiff",
+    "GIF": "Gif",
+}
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MAX_PIXELS = 100_000_000  # of a declared size; 300 MB decoded: a bomb is refused by its header
 ORIENTATION = 0x0112
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+@cache
+def formats() -> list[str]:
+    """Names of the formats that Pillow may open, their plugins loaded."""
+    for plugin in PLUGINS.values():
+        import_module(f"PIL.{plugin}ImagePlugin")
+    return list(PLUGINS)
 
 
 @contextmanager
@@ -36,7 +53,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken metadata does not make pixels unusable
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=formats()) as image:
                 check_pixels(image.width, image.height)
                 yield image
     except ImageError:
@@ -67,10 +84,8 @@ def size(data: bytes) -> tuple[int, int]:
         width, height = image.size
         # Pillow turns TIFF by itself. PNG's orientation may stand behind the pixels: look for it
         # first, since asking for it decodes them.
-        if image.format != "TIFF" and (image.format != "PNG" or b"eXIf" in data):
-            if orientation(image) >= 5:
-                return width, height
-        return height, width
+        may_turn = image.format != "TIFF" and (image.format != "PNG" or b"eXIf" in data)
+        return (width, height) if may_turn and orientation(image) >= 5 else (height, width)
 
 
 def orientation(image: Image.Image) -> int:
@@ -117,21 +132,21 @@ def turn(image: Image.Image) -> Image.Image:
 
 def flatten(image: Image.Image) -> Image.Image:
     """Any mode -> RGB or L without transparency."""
-    from PIL import Image as pillow
+    from PIL import Image
 
     if image.mode in SIXTEEN_BIT or image.mode == "I":
         values = np.asarray(image)
         if values.size and (values.min() < 0 or values.max() > 0xFFFF):
             raise ImageError("has 32-bit pixels; expected 8 or 16 bits a channel")
-        return pillow.fromarray((values >> 8).astype(np.uint8))
+        return Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode == "F":
         raise ImageError("has floating-point pixels; expected 8 or 16 bits a channel")
     if image.mode == "LAB":
         return lab_to_rgb(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         over = image.convert("RGBA")
-        white = pillow.new("RGBA", over.size, "white")
-        return pillow.alpha_composite(white, over).convert("RGB")
+        white = Image.new("RGBA", over.size, "white")
+        return Image.alpha_composite(white, over).convert("RGB")
     if image.mode in ("L", "1"):
         return image.convert("L")
     return image.convert("RGB")

@@ -129,7 +129,7 @@ def read_schema(path: Path) -> Schema:
         found = pq.read_schema(path)
         image = {k.decode(): v.decode() for k, v in found.field("image").metadata.items()}
         features = json.loads(found.metadata[b"huggingface"])["info"]["features"]
-        encoding: Encoding = image["encoding"]  # type: ignore[assignment]
+        encoding: Encoding = image["encoding"]
         if encoding not in get_args(Encoding):
             raise ValueError(f"unknown encoding {encoding}")
         height, width, channels = json.loads(image.get("shape", "[0, 0, 0]"))

@@ -114,7 +114,9 @@ class Shards:
             for record in tfrecord.records(path):
                 known = record.example.features.feature
                 if not {"image", "label"} <= set(known):
-                    raise SourceError(f"{path}: expected features image and label, found {list(known)}")
+                    raise SourceError(
+                        f"{path}: expected features image and label, found {list(known)}"
+                    )
                 is_ours = {"sample_id", "copy"} <= set(known)
                 origin = (record.one("sample_id").decode(), record.one("copy")) if is_ours else ()
                 ref = str(path), record.offset, record.length

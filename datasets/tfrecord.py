@@ -200,7 +200,9 @@ def sidecars(schema: Schema, name: str, splits: dict[str, list[int]]) -> dict[st
     }
 
 
-def tensor(dtype: str, encoding: str = "none", shape: dict[str, Any] | None = None) -> dict[str, Any]:
+def tensor(
+    dtype: str, encoding: str = "none", shape: dict[str, Any] | None = None
+) -> dict[str, Any]:
     inside = {"dtype": dtype, "encoding": encoding, "shape": shape or {}}
     return {"tensor": inside, "pythonClassName": CLASS + "tensor_feature.Tensor"}
 
@@ -269,5 +271,10 @@ def read_columns(path: Path, names: list[str] | None) -> pa.Table:
         for name, values in columns.items():
             value = record.one(name)
             values.append(value.decode() if isinstance(value, bytes) else value)
-    kinds = {"label": pa.int64(), "sample_id": pa.string(), "copy": pa.int32(), LIBRARY: pa.string()}
+    kinds = {
+        "label": pa.int64(),
+        "sample_id": pa.string(),
+        "copy": pa.int32(),
+        LIBRARY: pa.string(),
+    }
     return pa.table({n: pa.array(v, kinds.get(n, pa.float32())) for n, v in columns.items()})

@@ -11,11 +11,11 @@ from datasets import images
 from datasets.blocks import limited
 from datasets.catalog import open_source
 from datasets.errors import Damaged, ImageError, UserError
+from datasets.formats import FORMATS
 from datasets.manifest import Manifest, damages, read_manifest
 from datasets.schema import Rows, Schema
 from datasets.source import sample_keys
 from pipeline.job import Job, probe, read_policy
-from pipeline.plan import FORMATS
 
 RECOMPUTED = 64  # rows of an output that --deep makes again from the source
 

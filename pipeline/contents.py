@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.formats import FORMATS
 from datasets.manifest import Manifest, read_manifest
-from pipeline.plan import FORMATS
 from pipeline.report import size
 
 
@@ -32,7 +32,9 @@ def describe(folder: Path) -> None:
     console.print(job)
 
     keys = sorted({(split, copy) for split, copy, _ in counts})
-    rows = Table("class", *[f"{split} {copy}" for split, copy in keys], title="images by split and copy")
+    rows = Table(
+        "class", *[f"{split} {copy}" for split, copy in keys], title="images by split and copy"
+    )
     for label, name in enumerate(manifest.classes):
         if any((split, copy, label) in counts for split, copy in keys):
             rows.add_row(name, *[f"{counts[split, copy, label]:,}" for split, copy in keys])
@@ -63,7 +65,9 @@ def collect(
         for (copy, label), count in zip(pairs.T.tolist(), n.tolist(), strict=True):
             counts[record.split, copy, label] += count
         for field in table.schema:
-            values = table[field.name].to_numpy()[copies > 0] if str(field.type) == "float" else ()
+            if str(field.type) != "float":
+                continue
+            values = table[field.name].to_numpy()[copies > 0]
             if len(values):
                 low, total, high, n_rows = sums.get(field.name, [np.inf, 0.0, -np.inf, 0])
                 sums[field.name] = [

@@ -10,6 +10,7 @@ import io
 import struct
 import subprocess
 import sys
+from typing import IO
 
 import numpy as np
 
@@ -17,7 +18,9 @@ from datasets import images
 from datasets.errors import ImageError
 
 MAX_DEATHS = 3
-LENGTH = struct.Struct("<cQ")  # kind (1 or 3: a file and its channels; i image, e error), bytes that follow
+LENGTH = struct.Struct(
+    "<cQ"
+)  # kind (1 or 3: a file and its channels; i image, e error), bytes that follow
 
 
 class DecoderProcess:
@@ -65,14 +68,14 @@ class DecoderProcess:
             self.child = None
 
 
-def send(stream: io.BufferedIOBase | None, kind: bytes, data: bytes) -> None:
+def send(stream: IO[bytes] | None, kind: bytes, data: bytes) -> None:
     assert stream is not None
     stream.write(LENGTH.pack(kind, len(data)))
     stream.write(data)
     stream.flush()
 
 
-def receive(stream: io.BufferedIOBase | None) -> tuple[bytes, bytes]:
+def receive(stream: IO[bytes] | None) -> tuple[bytes, bytes]:
     """Raises EOFError where the other side is gone."""
     assert stream is not None
     head = stream.read(LENGTH.size)

@@ -67,7 +67,9 @@ class LibraryOp:
             given["transforms"] = cls._value(call.args[0], where)
         for keyword in call.keywords:
             if keyword.arg is None or keyword.arg in given:
-                raise PolicyError(f"{where}: {keyword.arg or '**'} is given twice or not understood")
+                raise PolicyError(
+                    f"{where}: {keyword.arg or '**'} is given twice or not understood"
+                )
             given[keyword.arg] = cls._value(keyword.value, where)
         return cls(class_name, tuple(sorted(given.items())))
 
@@ -205,7 +207,9 @@ def run_one(
             result = transform(image=image[..., None] if grey else image)["image"]
     except Exception as err:
         reason = (str(err).splitlines() or [type(err).__name__])[0]
-        raise PolicyError(f"{op!r} cannot run on an image of shape {image.shape}: {reason}") from err
+        raise PolicyError(
+            f"{op!r} cannot run on an image of shape {image.shape}: {reason}"
+        ) from err
     if grey and result.ndim == 3:
         result = result[..., 0]
     if result.shape != image.shape or result.dtype != np.uint8:

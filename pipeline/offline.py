@@ -1,24 +1,20 @@
-"""`pipeline augment --offline`: from a data set and a policy to a committed folder of shards."""
+"""`pipeline augment --offline`: from a plan to a committed folder of shards."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import tfrecord
-from datasets.blocks import limited
-from datasets.catalog import open_source
-from datasets.errors import EnvironmentFailed, NotCommitted, OutputError, SourceError, UserError
-from datasets.fingerprint import Scan, fingerprint, scan
+from datasets.errors import EnvironmentFailed, NotCommitted, OutputError
 from datasets.manifest import (
     RECORDS,
     RUN,
@@ -28,105 +24,21 @@ from datasets.manifest import (
     hold,
     is_committed,
     is_sealed,
-    partial_folder,
     partial_folders,
     read_manifest,
     read_records,
     replaced_folder,
     seal,
-    sha256_text,
     write_atomically,
 )
 from datasets.schema import canonical_json
-from datasets.source import Listing, Samples, Source, check_listing
-from pipeline.job import Job, differences, probe, versions
-from pipeline.plan import (
-    Task,
-    common_shape,
-    n_images,
-    plan_splits,
-    plan_tasks,
-    resolve_block_samples,
-    resolve_encoding,
-)
-from pipeline.policy import DEFAULTS, PRESETS, parse_policy
-from pipeline.report import Report, duration, size
-from pipeline.rng import MAX_COPY
+from pipeline.job import differences, probe, versions
+from pipeline.plan import AugmentConfig, Plan, estimate_bytes, make_plan
+from pipeline.report import Report, size
+from pipeline.task import Task, n_images
 from pipeline.workers import run
 
 DISK_MARGIN = 1.05
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """The options of `pipeline augment`, as the command line gives them."""
-
-    dataset: str
-    data_dir: Path
-    out: Path | None = None
-    split: str = "train"
-    eval_splits: bool = True
-    policy: str | None = None
-    copies: int = 4
-    original: bool = True
-    format: str = "parquet"
-    encoding: str = "auto"
-    quality: int = 95
-    compression: str = "none"
-    image_size: tuple[int, int] | None = None
-    seed: int = 0
-    block_samples: int | None = None
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    scheduler: str | None = None
-    limit: int | None = None
-    max_bad: float = 0.01
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.copies <= MAX_COPY:
-            raise UserError(f"--copies: expected 0 to {MAX_COPY:,}, got {self.copies:,}")
-        if self.copies == 0 and not self.original:
-            raise UserError(
-                "--copies 0 --no-original: nothing to write; give --copies 1 or more, or --original"
-            )
-        if not 0 <= self.seed < 2**64:
-            raise UserError(f"--seed: expected 0 to 2**64 - 1, got {self.seed}")
-        if self.format == "tfrecord" and self.compression != "none":
-            raise UserError(
-                f"--compression {self.compression}: TensorFlow Datasets reads no compressed TFRecord; "
-                "leave it out, or use --format parquet"
-            )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A job, and everything that is needed to run it."""
-
-    job: Job
-    classes: tuple[str, ...]
-    source: Source
-    samples: dict[str, Samples]
-    scans: dict[str, Scan]
-    out: Path
-    ignored: tuple[str, ...]
-
-    @cached_property
-    def job_sha256(self) -> str:
-        return self.job.sha256()
-
-    @property
-    def partial(self) -> Path:
-        return partial_folder(self.out, self.job_sha256)
-
-    @property
-    def n_images(self) -> int:
-        return sum(len(s) * len(self.job.copies(split)) for split, s in self.samples.items())
-
-    def tasks(self) -> list[Task]:
-        tasks = plan_tasks(
-            self.job, self.classes, self.source, self.samples, self.scans, self.partial, probe()
-        )
-        return sorted(tasks, key=n_images, reverse=True)
 
 
 @dataclass(frozen=True)
@@ -142,62 +54,6 @@ class Summary:
     quarantined: list[tuple[str, str]]
     seconds: dict[str, float]
     was_done: bool = False
-
-
-def choose_splits(config: AugmentConfig, listing: Listing) -> dict[str, int]:
-    """Split -> augmented copies: the asked split's, and none for the others."""
-    if config.split != "all" and config.split not in listing.splits:
-        raise UserError(
-            f"--split {config.split}: {config.dataset} has {', '.join(listing.splits)}; "
-            "choose one of these, or all"
-        )
-    chosen = {
-        split: config.copies if config.split in (split, "all") else 0 for split in listing.splits
-    }
-    if not config.eval_splits and config.split != "all":
-        chosen = {config.split: config.copies}
-    return chosen
-
-
-def make_plan(config: AugmentConfig) -> Plan:
-    """Reads the source once (every byte is hashed) and fixes all that the output depends on.
-
-    Raises: UserError for anything in the configuration or the source that cannot work.
-    """
-    text = config.policy or DEFAULTS.get(config.dataset) or PRESETS["standard"]
-    policy = parse_policy(text)
-    source = open_source(config.dataset, config.data_dir)
-    listing = check_listing(config.dataset, source.listing())
-    copies = choose_splits(config, listing)
-    samples = {
-        split: listing.splits[split].take(limited(listing.splits[split].ids, config.limit))
-        for split in copies
-    }
-    scans = {split: scan(source, s) for split, s in samples.items()}
-    if not any(scanned.shapes.any() for scanned in scans.values()):
-        raise SourceError(f"{config.dataset}: not one of its files is an image that can be read")
-    shape = common_shape(scans, config.image_size)
-    encoding = resolve_encoding(config.encoding, shape)
-    block_samples = resolve_block_samples(config.block_samples, scans, shape)
-    job = Job(
-        dataset=source.name,
-        source=fingerprint(listing.classes, samples, scans),
-        splits=plan_splits(samples, copies, block_samples),
-        policy=str(policy),
-        seed=config.seed,
-        original=config.original,
-        format=config.format,
-        encoding=encoding,
-        quality=config.quality if encoding == "jpeg" else None,
-        compression=config.compression,
-        image_size=config.image_size,
-        shape=shape,
-        block_samples=block_samples,
-        limit=config.limit,
-        version=version("augmentation-pipeline"),
-    )
-    out = config.out or Path("augmented") / source.name
-    return Plan(job, listing.classes, source, samples, scans, out.absolute(), listing.ignored)
 
 
 def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
@@ -251,35 +107,6 @@ def prepare_partial(plan: Plan) -> None:
         )
 
 
-def estimate_bytes(plan: Plan) -> tuple[float, float]:
-    """(bytes, seconds on one core) that the whole output takes, from a measured sample of it.
-
-    Two samples of one block are written in full to nowhere.
-    """
-    import io
-
-    import numpy as np
-
-    from pipeline.shard import fill_shard
-
-    task = max(plan.tasks(), key=n_images)
-    few = np.arange(min(len(task.samples), 8))
-    small = Task(
-        **{
-            **{name: getattr(task, name) for name in task.__dataclass_fields__},
-            "samples": task.samples.take(few),
-            "digests": task.digests[: len(few)],
-            "unreadable": {i: why for i, why in task.unreadable.items() if i < len(few)},
-        }
-    )
-    fill_shard(small, io.BytesIO(), in_child=False)  # the first call pays for imports and caches
-    started = time.perf_counter()
-    record = fill_shard(small, io.BytesIO(), in_child=False)
-    seconds = time.perf_counter() - started
-    share = plan.n_images / max(1, record.rows)
-    return record.bytes * share, seconds * share
-
-
 def check_disk(plan: Plan, done: dict[str, Record]) -> None:
     """Raises: EnvironmentFailed if the rest of the output will not fit on the disk."""
     rows_done = sum(record.rows for record in done.values())
@@ -288,8 +115,8 @@ def check_disk(plan: Plan, done: dict[str, Record]) -> None:
     free = shutil.disk_usage(plan.partial).free
     if needed > free:
         raise EnvironmentFailed(
-            f"{plan.out.parent}: about {size(needed)} are needed and {size(free)} are free; free some "
-            "space, or write fewer --copies or a smaller --image-size"
+            f"{plan.out.parent}: about {size(needed)} are needed and {size(free)} are free; free "
+            "some space, or write fewer --copies or a smaller --image-size"
         )
 
 
@@ -381,8 +208,8 @@ def refuse_too_many_bad(plan: Plan, shards: Sequence[Record], max_bad: float) ->
         more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise NotCommitted(
             f"{len(bad)} of {total} inputs cannot be used, --max-bad {max_bad:g} allows "
-            f"{int(max_bad * total)}: {names}{more}. Nothing was committed; mend or remove them, or "
-            "run again with a higher --max-bad (finished shards are kept)"
+            f"{int(max_bad * total)}: {names}{more}. Nothing was committed; mend or remove them, "
+            "or run again with a higher --max-bad (finished shards are kept)"
         )
 
 
@@ -395,8 +222,6 @@ def finish(plan: Plan, shards: list[Record]) -> None:
             plan.job.dataset,
             {s: [r.rows for r in shards if r.split == s] for s in plan.job.splits},
         )
-    import hashlib
-
     manifest = Manifest(
         job=asdict(plan.job),
         job_sha256=plan.job_sha256,
@@ -456,25 +281,6 @@ def append_history(plan: Plan, summary: Summary) -> None:
     path = plan.out.with_name(f"{plan.out.name}.runs.jsonl")
     with path.open("a") as file:
         file.write(json.dumps(entry) + "\n")
-
-
-def dry_run(config: AugmentConfig) -> str:
-    """What `materialize` would write, in a few lines, without writing anything."""
-    plan = make_plan(config)
-    n_bytes, seconds = estimate_bytes(plan)
-    workers = max(1, config.workers)
-    lines = [
-        f"would write {plan.out}: {plan.n_images:,} images in "
-        f"{sum(s['blocks'] for s in plan.job.splits.values())} shards, about {size(n_bytes)}, "
-        f"about {duration(seconds / workers)} on {workers} workers (measured on a few samples)",
-        f"policy  {plan.job.policy}",
-        f"image   {'x'.join(map(str, plan.job.shape)) if plan.job.shape else 'sizes differ'}, "
-        f"{plan.job.format}, {plan.job.encoding}",
-    ]
-    for split, blocks in plan.job.splits.items():
-        n, copies = len(plan.samples[split]), len(plan.job.copies(split))
-        lines.append(f"{split:7} {n:,} samples x {copies} copies in {blocks['blocks']} shards")
-    return "\n".join(lines)
 
 
 def clean(folder: Path, report: Report) -> int:

@@ -12,10 +12,10 @@ from datasets.errors import PolicyError
 Array = Any  # NumPy or TensorFlow: ops use operators alone, so that both give the same bits
 
 
-def check_range(op: str, name: str, value: object, low: float, high: float) -> None:
+def check_range(op: str, name: str, value: Any, low: float, high: float) -> None:
     """Raises PolicyError unless `value` is a finite number from `low` to `high`."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type]
+    if not is_number or not math.isfinite(value) or not low <= value <= high:
         raise PolicyError(
             f"{op}: {name} must be a number from {low:g} to {high:g}, got {value!r}; "
             f"write for example {op}({name}={min(high, max(low, 0.1)):g})"
@@ -33,6 +33,7 @@ class Op:
     n_draws: ClassVar[int]
     param_names: ClassVar[tuple[str, ...]]
     neutral: ClassVar[tuple[float, ...]]
+    p: float
 
     def __repr__(self) -> str:
         # `p=1.0` is left out, everything else is said: the repr is what is stored and hashed.

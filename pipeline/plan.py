@@ -1,135 +1,204 @@
-"""What a job will write: the shards, and the task that makes each one."""
+"""What `pipeline augment` will write: its options, resolved against the source into a job."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import os
+import time
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from datasets import parquet, tfrecord
-from datasets.blocks import count_blocks, default_block_samples, place
-from datasets.errors import UserError
-from datasets.fingerprint import Scan
-from datasets.schema import Encoding
-from datasets.source import Samples, Source
-from pipeline.job import Job
-
-FORMATS = {"parquet": parquet, "tfrecord": tfrecord}
-MAX_RAW_SIDE = 64  # pixels; up to here raw rows are smaller than what opening a PNG costs
+from datasets.blocks import limited
+from datasets.catalog import open_source
+from datasets.errors import SourceError, UserError
+from datasets.fingerprint import Scan, fingerprint, scan
+from datasets.manifest import partial_folder
+from datasets.source import Listing, Samples, Source, check_listing
+from pipeline.job import Job, probe
+from pipeline.policy import DEFAULTS, PRESETS, parse_policy
+from pipeline.report import duration, size
+from pipeline.rng import MAX_COPY
+from pipeline.task import (
+    Task,
+    common_shape,
+    n_images,
+    plan_splits,
+    plan_tasks,
+    resolve_block_samples,
+    resolve_encoding,
+)
 
 
 @dataclass(frozen=True)
-class Task:
-    """All that a worker needs to write one shard, in any process on any machine.
+class AugmentConfig:
+    """The options of `pipeline augment`, as the command line gives them."""
 
-    name: The shard's file name. folder: Where it goes.
-    digests: sha256 of each sample as it was when the job was planned.
-    unreadable: Position -> reason, for samples that could not be read then.
-    probe: What `pipeline.job.probe` must give on the worker too.
-    """
+    dataset: str
+    data_dir: Path
+    out: Path | None = None
+    split: str = "train"
+    eval_splits: bool = True
+    policy: str | None = None
+    copies: int = 4
+    original: bool = True
+    format: str = "parquet"
+    encoding: str = "auto"
+    quality: int = 95
+    compression: str = "none"
+    image_size: tuple[int, int] | None = None
+    seed: int = 0
+    block_samples: int | None = None
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    scheduler: str | None = None
+    limit: int | None = None
+    max_bad: float = 0.01
+    overwrite: bool = False
 
-    name: str
-    folder: Path
-    job: Job
-    classes: tuple[str, ...]
-    split: str
-    source: Source
-    samples: Samples
-    digests: list[bytes]
-    probe: str
-    unreadable: dict[int, str] = field(default_factory=dict)
-
-
-def common_shape(
-    scans: dict[str, Scan], image_size: tuple[int, int] | None
-) -> tuple[int, int, int] | None:
-    """(height, width, channels) if every image will have it, else None."""
-    shapes = np.concatenate([scan.shapes for scan in scans.values()])
-    shapes = np.unique(shapes[shapes[:, 2] > 0], axis=0)  # zeros: cannot be read, so not written
-    if image_size is not None and len(shapes):
-        shapes = np.unique(np.column_stack([np.tile(image_size, (len(shapes), 1)), shapes[:, 2]]), axis=0)
-    if len(shapes) != 1:
-        return None
-    height, width, channels = shapes[0].tolist()
-    return height, width, channels
-
-
-def resolve_encoding(asked: str, shape: tuple[int, int, int] | None) -> Encoding:
-    """`auto` is raw where every image has one size of at most 64 px, else jpeg.
-
-    Raises: UserError if raw was asked for and the sizes differ.
-    """
-    if asked == "auto":
-        return "raw" if shape and max(shape[:2]) <= MAX_RAW_SIDE else "jpeg"
-    if asked == "raw" and shape is None:
-        raise UserError(
-            "--encoding raw: the images have different sizes; give --image-size, or use png or jpeg"
-        )
-    return asked  # type: ignore[return-value]  # cli offers no other values
-
-
-def resolve_block_samples(
-    asked: int | None, scans: dict[str, Scan], shape: tuple[int, int, int] | None
-) -> int:
-    """--block-samples, or the default from the size of the largest image."""
-    if asked is not None:
-        return asked
-    sizes = [shape] if shape else np.concatenate([s.shapes for s in scans.values()]).tolist()
-    return default_block_samples(max(h * w * c for h, w, c in sizes))
-
-
-def plan_splits(
-    samples: dict[str, Samples], copies: dict[str, int], block_samples: int
-) -> dict[str, dict[str, int]]:
-    """Split -> how many blocks and augmented copies it gets, as the job records it."""
-    return {
-        split: {"blocks": count_blocks(len(s), block_samples), "copies": copies[split]}
-        for split, s in samples.items()
-    }
-
-
-def shard_names(job: Job) -> dict[str, list[str]]:
-    """Split -> the file names of its shards."""
-    return {
-        split: [
-            FORMATS[job.format].shard_name(job.dataset, split, i, plan["blocks"])
-            for i in range(plan["blocks"])
-        ]
-        for split, plan in job.splits.items()
-    }
-
-
-def plan_tasks(
-    job: Job,
-    classes: tuple[str, ...],
-    source: Source,
-    samples: dict[str, Samples],
-    scans: dict[str, Scan],
-    folder: Path,
-    probe: str,
-) -> Iterator[Task]:
-    """The tasks of a job, a shard each."""
-    for split, names in shard_names(job).items():
-        scan = scans[split]
-        blocks = place(samples[split].ids, job.seed, len(names))
-        for name, positions in zip(names, blocks, strict=True):
-            where = positions.tolist()
-            yield Task(
-                name=name,
-                folder=folder,
-                job=job,
-                classes=classes,
-                split=split,
-                source=source,
-                samples=samples[split].take(positions),
-                digests=[scan.digests[i] for i in where],
-                probe=probe,
-                unreadable={n: scan.errors[i] for n, i in enumerate(where) if i in scan.errors},
+    def __post_init__(self) -> None:
+        if not 0 <= self.copies <= MAX_COPY:
+            raise UserError(f"--copies: expected 0 to {MAX_COPY:,}, got {self.copies:,}")
+        if self.copies == 0 and not self.original:
+            raise UserError(
+                "--copies 0 --no-original: nothing to write; give --copies 1 or more, or --original"
+            )
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"--seed: expected 0 to 2**64 - 1, got {self.seed}")
+        if self.format == "tfrecord" and self.compression != "none":
+            raise UserError(
+                f"--compression {self.compression}: TensorFlow Datasets reads no compressed "
+                "TFRecord; leave it out, or use --format parquet"
             )
 
 
-def n_images(task: Task) -> int:
-    """Rows that the task writes if every input is good."""
-    return len(task.samples) * len(task.job.copies(task.split))
+@dataclass(frozen=True)
+class Plan:
+    """A job, and everything that is needed to run it."""
+
+    job: Job
+    classes: tuple[str, ...]
+    source: Source
+    samples: dict[str, Samples]
+    scans: dict[str, Scan]
+    out: Path
+    ignored: tuple[str, ...]
+
+    @cached_property
+    def job_sha256(self) -> str:
+        return self.job.sha256()
+
+    @property
+    def partial(self) -> Path:
+        return partial_folder(self.out, self.job_sha256)
+
+    @property
+    def n_images(self) -> int:
+        return sum(len(s) * len(self.job.copies(split)) for split, s in self.samples.items())
+
+    def tasks(self) -> list[Task]:
+        tasks = plan_tasks(
+            self.job, self.classes, self.source, self.samples, self.scans, self.partial, probe()
+        )
+        return sorted(tasks, key=n_images, reverse=True)
+
+
+def choose_splits(config: AugmentConfig, listing: Listing) -> dict[str, int]:
+    """Split -> augmented copies: the asked split's, and none for the others."""
+    if config.split != "all" and config.split not in listing.splits:
+        raise UserError(
+            f"--split {config.split}: {config.dataset} has {', '.join(listing.splits)}; "
+            "choose one of these, or all"
+        )
+    chosen = {
+        split: config.copies if config.split in (split, "all") else 0 for split in listing.splits
+    }
+    if not config.eval_splits and config.split != "all":
+        chosen = {config.split: config.copies}
+    return chosen
+
+
+def make_plan(config: AugmentConfig) -> Plan:
+    """Reads the source once (every byte is hashed) and fixes all that the output depends on.
+
+    Raises: UserError for anything in the configuration or the source that cannot work.
+    """
+    text = config.policy or DEFAULTS.get(config.dataset) or PRESETS["standard"]
+    policy = parse_policy(text)
+    source = open_source(config.dataset, config.data_dir)
+    listing = check_listing(config.dataset, source.listing())
+    copies = choose_splits(config, listing)
+    samples = {
+        split: listing.splits[split].take(limited(listing.splits[split].ids, config.limit))
+        for split in copies
+    }
+    scans = {split: scan(source, s) for split, s in samples.items()}
+    if not any(scanned.shapes.any() for scanned in scans.values()):
+        raise SourceError(f"{config.dataset}: not one of its files is an image that can be read")
+    shape = common_shape(scans, config.image_size)
+    encoding = resolve_encoding(config.encoding, shape)
+    block_samples = resolve_block_samples(config.block_samples, scans, shape)
+    job = Job(
+        dataset=source.name,
+        source=fingerprint(listing.classes, samples, scans),
+        splits=plan_splits(samples, copies, block_samples),
+        policy=str(policy),
+        seed=config.seed,
+        original=config.original,
+        format=config.format,
+        encoding=encoding,
+        quality=config.quality if encoding == "jpeg" else None,
+        compression=config.compression,
+        image_size=config.image_size,
+        shape=shape,
+        block_samples=block_samples,
+        limit=config.limit,
+        version=version("augmentation-pipeline"),
+    )
+    out = config.out or Path("augmented") / source.name
+    return Plan(job, listing.classes, source, samples, scans, out.absolute(), listing.ignored)
+
+
+def estimate_bytes(plan: Plan) -> tuple[float, float]:
+    """(bytes, seconds on one core) that the whole output takes, from a measured sample of it.
+
+    Two samples of one block are written in full to nowhere.
+    """
+    import io
+
+    from pipeline.shard import fill_shard
+
+    task = max(plan.tasks(), key=n_images)
+    few = np.arange(min(len(task.samples), 8))
+    small = replace(
+        task,
+        samples=task.samples.take(few),
+        digests=task.digests[: len(few)],
+        unreadable={i: why for i, why in task.unreadable.items() if i < len(few)},
+    )
+    fill_shard(small, io.BytesIO(), in_child=False)  # the first call pays for imports and caches
+    started = time.perf_counter()
+    record = fill_shard(small, io.BytesIO(), in_child=False)
+    seconds = time.perf_counter() - started
+    share = plan.n_images / max(1, record.rows)
+    return record.bytes * share, seconds * share
+
+
+def describe_plan(config: AugmentConfig) -> str:
+    """What `materialize` would write, in a few lines, without writing anything."""
+    plan = make_plan(config)
+    n_bytes, seconds = estimate_bytes(plan)
+    workers = max(1, config.workers)
+    lines = [
+        f"would write {plan.out}: {plan.n_images:,} images in "
+        f"{sum(s['blocks'] for s in plan.job.splits.values())} shards, about {size(n_bytes)}, "
+        f"about {duration(seconds / workers)} on {workers} workers (measured on a few samples)",
+        f"policy  {plan.job.policy}",
+        f"image   {'x'.join(map(str, plan.job.shape)) if plan.job.shape else 'sizes differ'}, "
+        f"{plan.job.format}, {plan.job.encoding}",
+    ]
+    for split, blocks in plan.job.splits.items():
+        n, copies = len(plan.samples[split]), len(plan.job.copies(split))
+        lines.append(f"{split:7} {n:,} samples x {copies} copies in {blocks['blocks']} shards")
+    return "\n".join(lines)

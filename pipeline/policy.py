@@ -17,7 +17,8 @@ from pipeline.rng import op_number, uniforms
 PRESETS = {
     "none": "none",
     "light": "shift(x=0.05, y=0.05)|flip(horizontal=0.5)",
-    "standard": "shift(x=0.1, y=0.1)|rotate(degrees=15)|flip(horizontal=0.5)|brightness(factor=0.2)",
+    "standard": "shift(x=0.1, y=0.1)|rotate(degrees=15)|flip(horizontal=0.5)"
+    "|brightness(factor=0.2)",
     "strong": "shift(x=0.2, y=0.2)|rotate(degrees=30)|flip(horizontal=0.5)|brightness(factor=0.4)",
 }
 # A mirrored digit is another sign, so digits are never flipped unless asked.
@@ -35,10 +36,14 @@ class Fill:
 
     def __post_init__(self) -> None:
         if self.mode not in FILL_MODES:
-            raise PolicyError(f"fill: mode must be one of {', '.join(FILL_MODES)}; {self.mode!r} is not")
+            raise PolicyError(
+                f"fill: mode must be one of {', '.join(FILL_MODES)}; {self.mode!r} is not"
+            )
         check_range("fill", "value", self.value, 0, 255)
         if self.value != int(self.value):
-            raise PolicyError(f"fill: value must be a whole number from 0 to 255, got {self.value!r}")
+            raise PolicyError(
+                f"fill: value must be a whole number from 0 to 255, got {self.value!r}"
+            )
         if self.value and self.mode != "constant":
             raise PolicyError(f"fill: value belongs to mode='constant', not to {self.mode!r}")
 
@@ -100,14 +105,14 @@ class Policy:
         out: dict[str, np.ndarray] = {}
         seen = occurrences([op.name for op in self.ops])
         for op, columns, occurrence in zip(self.ops, self.columns, seen, strict=True):
-            if copy == 0:
-                values, applied = op.neutral, False
-            else:
+            applied = np.zeros(len(keys), bool)
+            values: tuple[object, ...] = op.neutral
+            if copy > 0:
                 u = uniforms(seed, keys, copy, op_number(op.name), occurrence, 1 + op.n_draws)
                 values, applied = op.params(u[:, 1:], height, width), u[:, 0] < op.p
             for name, value, neutral in zip(columns, values, op.neutral, strict=True):
                 chosen = np.where(applied, np.asarray(value, np.float32), np.float32(neutral))
-                out[name] = np.broadcast_to(chosen, keys.shape)
+                out[name] = chosen
         return out
 
 
@@ -175,7 +180,9 @@ def build_policy(parts: list[ast.expr], text: str) -> Policy:
         if not (isinstance(part, ast.Call) and isinstance(part.func, ast.Name)):
             name = part.id if isinstance(part, ast.Name) else source
             hint = f"write {name}()" if name in OPS else nearest(name, [*PRESETS, *OPS])
-            raise PolicyError(f"{where}: expected an op such as rotate(degrees=15) or a preset; {hint}")
+            raise PolicyError(
+                f"{where}: expected an op such as rotate(degrees=15) or a preset; {hint}"
+            )
         kind = {**OPS, "fill": Fill}.get(part.func.id)
         if kind is None:
             raise PolicyError(f"{where}: no such op; {nearest(part.func.id, [*OPS, 'fill'])}")
@@ -200,7 +207,10 @@ def arguments(call: ast.Call, kind: type, where: str) -> dict[str, object]:
     if len(call.args) > len(known):
         raise PolicyError(f"{where}: takes at most {len(known)} arguments ({', '.join(known)})")
     given: dict[str, object] = {}
-    for name, node in [*zip(known, call.args, strict=False), *((k.arg, k.value) for k in call.keywords)]:
+    for name, node in [
+        *zip(known, call.args, strict=False),
+        *((k.arg, k.value) for k in call.keywords),
+    ]:
         if name is None:
             raise PolicyError(f"{where}: ** is not understood; write every option out")
         if name not in known:

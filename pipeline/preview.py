@@ -11,11 +11,11 @@ from datasets import images
 from datasets.blocks import limited
 from datasets.catalog import open_source
 from datasets.errors import EnvironmentFailed, ImageError, UserError
+from datasets.formats import FORMATS
 from datasets.manifest import read_manifest
 from datasets.source import check_listing, sample_keys
 from pipeline.library_ops import LibraryStage
 from pipeline.opencv_kernel import augment_batch, pad_channels
-from pipeline.plan import FORMATS
 from pipeline.policy import DEFAULTS, PRESETS, parse_policy
 
 TILE_PX = 112
@@ -27,7 +27,7 @@ SHORT = {
     "angle_deg": ("turn {:+.0f}°", 0.0),
     "flipped": ("flip", 0.0),
     "flipped_vertically": ("flip v", 0.0),
-    "brightness": ("×{:.2f}", 1.0),
+    "brightness": ("light {:.2f}", 1.0),
 }
 
 
@@ -49,8 +49,8 @@ class Sheet:
 
 
 def caption(params: dict[str, float], library: str | None) -> str:
-    """`shift +2.1, -0.4 / turn +7° / ×1.08`: what was done, in a few words."""
-    parts = []
+    """`shift +2.1, -0.4 / turn +7° / light 1.08`: what was done, in a few words."""
+    parts: list[str] = []
     for name, value in params.items():
         words, neutral = SHORT.get(name.rstrip("_23456789"), (name + " {:.2f}", 0.0))
         if value == neutral and not name.startswith("shift"):
@@ -75,7 +75,7 @@ def from_source(
     image_size: tuple[int, int] | None,
     seed: int,
 ) -> Sheet:
-    """The first samples by hash of a data set, originals and copies as `augment` would write them."""
+    """The first samples by hash of a data set, and copies as `augment` would write them."""
     from pipeline.shard import decode_one
 
     policy = parse_policy(policy_text or DEFAULTS.get(dataset) or PRESETS["standard"])
@@ -99,7 +99,7 @@ def from_source(
                 policy, image, pad_channels(image), keys, copy, seed, library
             )
             values = {name: float(value[0]) for name, value in params.items()}
-            text = caption(values, done and done[0]) if copy else "original"
+            text = caption(values, done[0] if done else None) if copy else "original"
             row.append(Tile(out[0], text))
         names.append(listing.classes[int(samples.labels[i])])
         rows.append(row)
@@ -124,7 +124,7 @@ def from_output(folder: Path, split: str, n_samples: int, n_copies: int) -> Shee
                 stored = rows.images[i]
                 image = images.decode(stored) if isinstance(stored, bytes) else stored
                 values = {name: float(column[i]) for name, column in rows.params.items()}
-                text = caption(values, rows.library and rows.library[i])
+                text = caption(values, rows.library[i] if rows.library else None)
                 tile = Tile(image, text if rows.copy else "original")
                 found.setdefault(sample_id, {})[rows.copy] = (tile, int(rows.labels[i]))
         if len(found) == n_samples:

@@ -15,6 +15,8 @@ import numpy as np
 
 from datasets import images
 from datasets.errors import EnvironmentFailed, ImageError
+from datasets.fingerprint import digest_of
+from datasets.formats import FORMATS
 from datasets.manifest import Record, write_record
 from datasets.schema import Rows, Schema
 from datasets.source import sample_keys
@@ -22,7 +24,7 @@ from pipeline.decoder import DecoderProcess
 from pipeline.job import Job, probe, read_policy
 from pipeline.library_ops import LibraryStage
 from pipeline.opencv_kernel import augment_batch, pad_channels
-from pipeline.plan import FORMATS, Task
+from pipeline.task import Task
 
 BATCH_BYTES = 16 * 2**20  # decoded images that are augmented and written at a time
 
@@ -183,7 +185,7 @@ def read_checked(task: Task) -> Iterator[tuple[int, np.ndarray | bytes | None]]:
             continue
         try:
             data = next(found)
-            changed = hashlib.sha256(data).digest() != task.digests[i]
+            changed = digest_of(data) != task.digests[i]
         except (OSError, StopIteration):
             changed = True
         if changed:

@@ -1,0 +1,51 @@
+# demo: set everything up and look at it; test, check, bench: for those who change it.
+PYTHON ?= python3
+VENV := .venv
+READERS := .venv-readers
+PEERS := .venv-peers
+RUN := $(VENV)/bin/
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/installed
+	$(RUN)pipeline augment --out augmented/digits
+	$(RUN)pipeline verify augmented/digits --deep
+	$(RUN)pipeline preview augmented/digits --out augmented/digits.png
+
+test: $(VENV)/dev $(READERS)/installed
+	$(RUN)pytest
+
+check: $(VENV)/dev
+	$(RUN)ruff format --check .
+	$(RUN)ruff check .
+	$(RUN)mypy
+	$(RUN)lint-imports
+
+bench: $(VENV)/dev $(PEERS)/installed
+	$(RUN)python benchmarks/startup.py
+	$(RUN)python benchmarks/offline.py cifar10
+	$(RUN)python benchmarks/offline.py photos
+	$(RUN)python benchmarks/memory.py
+
+clean:
+	rm -rf $(VENV) $(READERS) $(PEERS) augmented
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/dev: $(VENV)/installed
+	$(RUN)pip install --quiet --disable-pip-version-check -c constraints.txt -e .[dev]
+	touch $@
+
+# Other people's readers, in an environment of their own: Hugging Face's package has our name.
+$(READERS)/installed: tests/readers/requirements.txt
+	$(PYTHON) -m venv $(READERS)
+	$(READERS)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+$(PEERS)/installed: benchmarks/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@

@@ -1,0 +1,5 @@
+"""Formats of shards by name. Each module offers `shard_name`, `Writer`, `read`, `read_columns`."""
+
+from datasets import parquet, tfrecord
+
+FORMATS = {"parquet": parquet, "tfrecord": tfrecord}

@@ -1,0 +1,136 @@
+"""What a job will write: the shards, and the task that makes each one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from datasets.blocks import count_blocks, default_block_samples, place
+from datasets.errors import UserError
+from datasets.fingerprint import Scan
+from datasets.formats import FORMATS
+from datasets.schema import Encoding
+from datasets.source import Samples, Source
+from pipeline.job import Job
+
+MAX_RAW_SIDE = 64  # pixels; up to here raw rows are smaller than what opening a PNG costs
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a worker needs to write one shard, in any process on any machine.
+
+    name: The shard's file name. folder: Where it goes.
+    digests: sha256 of each sample as it was when the job was planned.
+    unreadable: Position -> reason, for samples that could not be read then.
+    probe: What `pipeline.job.probe` must give on the worker too.
+    """
+
+    name: str
+    folder: Path
+    job: Job
+    classes: tuple[str, ...]
+    split: str
+    source: Source
+    samples: Samples
+    digests: list[bytes]
+    probe: str
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+
+def common_shape(
+    scans: dict[str, Scan], image_size: tuple[int, int] | None
+) -> tuple[int, int, int] | None:
+    """(height, width, channels) if every image will have it, else None."""
+    shapes = np.concatenate([scan.shapes for scan in scans.values()])
+    shapes = np.unique(shapes[shapes[:, 2] > 0], axis=0)  # zeros: cannot be read, so not written
+    if image_size is not None and len(shapes):
+        shapes = np.unique(
+            np.column_stack([np.tile(image_size, (len(shapes), 1)), shapes[:, 2]]), axis=0
+        )
+    if len(shapes) != 1:
+        return None
+    height, width, channels = shapes[0].tolist()
+    return height, width, channels
+
+
+def resolve_encoding(asked: str, shape: tuple[int, int, int] | None) -> Encoding:
+    """`auto` is raw where every image has one size of at most 64 px, else jpeg.
+
+    Raises: UserError if raw was asked for and the sizes differ.
+    """
+    if asked == "auto":
+        return "raw" if shape and max(shape[:2]) <= MAX_RAW_SIDE else "jpeg"
+    if asked == "raw" and shape is None:
+        raise UserError(
+            "--encoding raw: the images have different sizes; give --image-size, or use png or jpeg"
+        )
+    return asked  # type: ignore[return-value]  # cli offers no other values
+
+
+def resolve_block_samples(
+    asked: int | None, scans: dict[str, Scan], shape: tuple[int, int, int] | None
+) -> int:
+    """--block-samples, or the default from the size of the largest image."""
+    if asked is not None:
+        return asked
+    sizes = [shape] if shape else np.concatenate([s.shapes for s in scans.values()]).tolist()
+    return default_block_samples(max(h * w * c for h, w, c in sizes))
+
+
+def plan_splits(
+    samples: dict[str, Samples], copies: dict[str, int], block_samples: int
+) -> dict[str, dict[str, int]]:
+    """Split -> how many blocks and augmented copies it gets, as the job records it."""
+    return {
+        split: {"blocks": count_blocks(len(s), block_samples), "copies": copies[split]}
+        for split, s in samples.items()
+    }
+
+
+def shard_names(job: Job) -> dict[str, list[str]]:
+    """Split -> the file names of its shards."""
+    return {
+        split: [
+            FORMATS[job.format].shard_name(job.dataset, split, i, plan["blocks"])
+            for i in range(plan["blocks"])
+        ]
+        for split, plan in job.splits.items()
+    }
+
+
+def plan_tasks(
+    job: Job,
+    classes: tuple[str, ...],
+    source: Source,
+    samples: dict[str, Samples],
+    scans: dict[str, Scan],
+    folder: Path,
+    probe: str,
+) -> Iterator[Task]:
+    """The tasks of a job, a shard each."""
+    for split, names in shard_names(job).items():
+        scan = scans[split]
+        blocks = place(samples[split].ids, job.seed, len(names))
+        for name, positions in zip(names, blocks, strict=True):
+            where = positions.tolist()
+            yield Task(
+                name=name,
+                folder=folder,
+                job=job,
+                classes=classes,
+                split=split,
+                source=source,
+                samples=samples[split].take(positions),
+                digests=[scan.digests[i] for i in where],
+                probe=probe,
+                unreadable={n: scan.errors[i] for n, i in enumerate(where) if i in scan.errors},
+            )
+
+
+def n_images(task: Task) -> int:
+    """Rows that the task writes if every input is good."""
+    return len(task.samples) * len(task.job.copies(task.split))
