@@ -241,6 +241,8 @@ def commit(partial: Path, out: Path) -> None:
     sync_folder(partial)
     replaced = replaced_folder(partial)
     if out.exists() and any(out.iterdir()):
+        if replaced.exists():  # a crash after an earlier commit: what it holds was replaced
+            shutil.rmtree(replaced)
         out.rename(replaced)
     partial.rename(out)
     sync_folder(out.parent)

@@ -1,0 +1,93 @@
+"""Running the real command in tests, and what its output looked like."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+PIPELINE = str(Path(sys.executable).with_name("pipeline"))
+KILL = Path(__file__).parent / "kill"
+
+
+def run(
+    *arguments: object, code: int = 0, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The finished command; its exit code is checked. A traceback is never an answer."""
+    result = subprocess.run(
+        [PIPELINE, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(env or {})},
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == code, result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def run_killed(*arguments: object, step: str, victim: str, folder: Path) -> int:
+    """Starts the command in a process group of its own, with a SIGKILL for the whole group
+    (victim="group") or for the one process that gets there (victim="process") when it first
+    reaches the step (see tests/kill). Its exit code, negative where it was killed itself."""
+    marker = folder / f"killed-{step}"
+    result = subprocess.run(
+        [PIPELINE, *map(str, arguments)],
+        start_new_session=True,
+        capture_output=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(KILL),
+            "KILL_STEP": step,
+            "KILL_VICTIM": victim,
+            "KILL_MARKER": str(marker),
+        },
+        timeout=300,
+        check=False,
+    )
+    assert marker.exists(), f"never reached {step}: {result.stderr.decode()}"
+    return result.returncode
+
+
+def run_killed_after(seconds: float, *arguments: object) -> bool:
+    """Starts the command and kills its whole process group after a while; whether it was killed."""
+    process = subprocess.Popen(
+        [PIPELINE, *map(str, arguments)],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+    return False
+
+
+def tree_hash(folder: Path) -> dict[str, str]:
+    """Every file below the folder, hidden ones included, and the sha256 of its bytes."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def write_photos(folder: Path, n: int = 12, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+    """A folder of small PNG files with random pixels, a subfolder a class; the same every time."""
+    rng = np.random.default_rng(1)
+    for i in range(n):
+        path = folder / classes[i % len(classes)] / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        height, width = 20 + i % 3, 24
+        cv2.imwrite(str(path), rng.integers(0, 256, (height, width, 3), np.uint8))
+    return folder

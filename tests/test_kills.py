@@ -1,0 +1,101 @@
+"""Runs killed with SIGKILL, at every step of the commit protocol and at random moments."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.running import run, run_killed, run_killed_after, tree_hash
+
+JOB = ("augment", "--limit", "400", "--copies", "3", "--block-samples", "64")
+TASK_STEPS = ("open shard", "write shard", "rename shard", "write record", "rename record")
+COMMIT_STEPS = ("rename manifest", "remove records", "rename success", "commit", "remove lock")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    run(*JOB, "--out", out, "--workers", 0)
+    return tree_hash(out)
+
+
+def resume(out: Path, *more: object) -> None:
+    """Runs the same command again; shards that were finished must be the same files after it."""
+    kept = {
+        record.name.removesuffix(".json"): (folder / record.name.removesuffix(".json")).stat()
+        for folder in out.parent.glob(".out.partial-*")
+        for record in folder.glob(".records/*.json")
+        if not record.name.startswith(".")
+    }
+    run(*JOB, "--out", out, *more)
+    for name, before in kept.items():
+        after = (out / name).stat()
+        assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    leftovers = [p.name for p in out.parent.iterdir() if p.name.startswith(".out")]
+    assert leftovers == []
+
+
+@pytest.mark.parametrize("step", (*TASK_STEPS, *COMMIT_STEPS))
+def test_a_group_killed_at_any_step_and_resumed_gives_the_same_bytes(
+    tmp_path: Path, step: str, undisturbed: dict[str, str]
+) -> None:
+    out = tmp_path / "out"
+    run_killed(*JOB, "--out", out, "--workers", 2, step=step, victim="group", folder=tmp_path)
+    assert not out.exists() or tree_hash(out) == undisturbed
+    resume(out, "--workers", 2)
+    assert tree_hash(out) == undisturbed
+
+
+@pytest.mark.parametrize("step", TASK_STEPS)
+def test_a_worker_killed_at_any_step_does_not_end_the_run(
+    tmp_path: Path, step: str, undisturbed: dict[str, str]
+) -> None:
+    out = tmp_path / "out"
+    code = run_killed(
+        *JOB, "--out", out, "--workers", 2, step=step, victim="process", folder=tmp_path
+    )
+    assert code == 0
+    assert tree_hash(out) == undisturbed
+
+
+@pytest.mark.parametrize("step", [*COMMIT_STEPS, "move old aside", "remove old"])
+def test_an_output_being_replaced_is_the_old_one_or_the_new_one(
+    tmp_path: Path, step: str, undisturbed: dict[str, str]
+) -> None:
+    out = tmp_path / "out"
+    run("augment", "--limit", 300, "--seed", 5, "--out", out, "--workers", 0)
+    old = tree_hash(out)
+    run_killed(
+        *JOB,
+        *("--out", out, "--workers", 0, "--overwrite"),
+        step=step,
+        victim="group",
+        folder=tmp_path,
+    )
+    # Between the two renames, which no file system joins, there is none; never half of one.
+    assert not out.exists() or tree_hash(out) in (old, undisturbed)
+    resume(out, "--workers", 0, "--overwrite")
+    assert tree_hash(out) == undisturbed
+
+
+def test_a_group_killed_at_twenty_random_moments_gives_the_same_bytes(
+    tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    started = time.monotonic()
+    run(*JOB, "--out", tmp_path / "whole", "--workers", 2)
+    usual = time.monotonic() - started
+    moments = random.Random(7)
+    n_killed = 0
+    for i in range(20):
+        out = tmp_path / str(i) / "out"
+        while run_killed_after(moments.uniform(0, usual), *JOB, "--out", out, "--workers", 2):
+            n_killed += 1
+            assert not out.exists() or tree_hash(out) == undisturbed
+            if n_killed > i:
+                break
+        resume(out, "--workers", 2)
+        assert tree_hash(out) == undisturbed
+    assert n_killed >= 10
