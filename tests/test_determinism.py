@@ -1,0 +1,142 @@
+"""The output depends on the job alone: not on workers, listing order, machines or other samples."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.running import run, tree_hash, write_photos
+
+JOB = ("augment", "--limit", "500", "--copies", "2", "--block-samples", "64")
+
+
+@pytest.mark.parametrize("form", ["parquet", "tfrecord"])
+def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, form: str) -> None:
+    hashes = []
+    for workers in (0, 1, 2, 4):
+        out = tmp_path / f"{workers}" / "out"
+        run(*JOB, "--format", form, "--workers", workers, "--out", out)
+        hashes.append(tree_hash(out))
+    assert len(hashes[0]) > 8
+    assert hashes[0] == hashes[1] == hashes[2] == hashes[3]
+
+
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[str]:
+    """A Dask scheduler and two workers started by hand; the scheduler's address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}"
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", address]
+    commands = [
+        [*dask, "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"],
+        *[[*worker, "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder)]] * 2,
+    ]
+    processes = [subprocess.Popen(c, stderr=subprocess.DEVNULL) for c in commands]
+    try:
+        yield address
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in processes:
+            process.wait()
+
+
+def test_a_cluster_started_by_hand_writes_the_same_bytes(tmp_path: Path) -> None:
+    run(*JOB, "--workers", 0, "--out", tmp_path / "here" / "out")
+    with cluster(tmp_path) as address:
+        run(*JOB, "--scheduler", address, "--out", tmp_path / "there" / "out")
+    assert tree_hash(tmp_path / "here" / "out") == tree_hash(tmp_path / "there" / "out")
+
+
+def test_no_scheduler_at_the_address_is_told_in_one_line(tmp_path: Path) -> None:
+    result = run(*JOB, "--scheduler", "tcp://127.0.0.1:1", "--out", tmp_path / "out", code=5)
+    assert "no Dask scheduler answers" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def write_list(path: Path, rows: list[tuple[str, str]]) -> Path:
+    path.write_text("path,label\n" + "".join(f"{p},{label}\n" for p, label in rows))
+    return path
+
+
+def test_a_list_in_another_order_writes_the_same_bytes(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 60)
+    rows = [(p.relative_to(photos).as_posix(), p.parent.name) for p in photos.rglob("*.png")]
+    rows.sort()
+    run("augment", "--dataset", write_list(photos / "l.csv", rows), "--out", tmp_path / "a")
+    write_list(photos / "l.csv", [*rows[30:], *rows[29::-1]])
+    run("augment", "--dataset", photos / "l.csv", "--out", tmp_path / "b")
+    assert tree_hash(tmp_path / "a") == tree_hash(tmp_path / "b")
+
+
+def test_a_folder_copied_in_another_order_writes_the_same_bytes(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 30)
+    paths = sorted(photos.rglob("*.png"), reverse=True)
+    for path in paths:
+        target = tmp_path / "other" / "photos" / path.relative_to(photos)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    run("augment", "--dataset", photos, "--out", tmp_path / "a")
+    run("augment", "--dataset", tmp_path / "other" / "photos", "--out", tmp_path / "b")
+    assert tree_hash(tmp_path / "a") == tree_hash(tmp_path / "b")
+
+
+def rows(out: Path) -> dict[tuple[str, int], dict[str, object]]:
+    """(sample id, copy) -> the whole row."""
+    tables = [pq.read_table(path) for path in sorted(out.glob("*.parquet"))]
+    return {(r["sample_id"], r["copy"]): r for r in pa.concat_tables(tables).to_pylist()}
+
+
+def test_adding_an_image_changes_one_shard_and_no_old_row(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 400)
+    run("augment", "--dataset", photos, "--copies", 2, "--encoding", "png", "--out", tmp_path / "a")
+    cv2.imwrite(str(photos / "cat" / "new.png"), np.full((21, 24, 3), 77, np.uint8))
+    run("augment", "--dataset", photos, "--copies", 2, "--encoding", "png", "--out", tmp_path / "b")
+    before, after = rows(tmp_path / "a"), rows(tmp_path / "b")
+    assert {k: after[k] for k in before} == before
+    added = set(after) - set(before)
+    assert {sample_id for sample_id, _ in added} == {"cat/new.png"}
+    old, new = tree_hash(tmp_path / "a"), tree_hash(tmp_path / "b")
+    changed = {name for name in old if old[name] != new[name]}
+    assert len(changed - {"manifest.json"}) == 1
+    assert set(old) == set(new)
+
+
+def test_taking_an_op_out_leaves_the_parameters_of_the_others_alone(tmp_path: Path) -> None:
+    whole = "shift(x=0.1, y=0.1)|rotate(degrees=15)|brightness(factor=0.2)"
+    run(*JOB, "--policy", whole, "--workers", 0, "--out", tmp_path / "a")
+    without = "shift(x=0.1, y=0.1)|brightness(factor=0.2)"
+    run(*JOB, "--policy", without, "--workers", 0, "--out", tmp_path / "b")
+    a, b = rows(tmp_path / "a"), rows(tmp_path / "b")
+    names = ("shift_x_px", "shift_y_px", "brightness")
+    assert {k: [r[n] for n in names] for k, r in a.items()} == {
+        k: [r[n] for n in names] for k, r in b.items()
+    }
+    assert any(r["angle_deg"] for r in a.values())
+
+
+def test_parameters_do_not_depend_on_format_encoding_or_other_copies(tmp_path: Path) -> None:
+    run(*JOB, "--workers", 0, "--out", tmp_path / "a")
+    run(*JOB, "--workers", 0, "--out", tmp_path / "b", "--encoding", "png", "--no-original")
+    a, b = rows(tmp_path / "a"), rows(tmp_path / "b")
+    for key in b.keys() & a.keys():
+        assert {**b[key], "image": None} == {**a[key], "image": None}
+        pixels = cv2.imdecode(
+            np.frombuffer(b[key]["image"]["bytes"], np.uint8), cv2.IMREAD_GRAYSCALE
+        )
+        assert pixels.tobytes() == a[key]["image"]
+    assert len(b) >= 2 * 400
