@@ -38,7 +38,7 @@ def resume(out: Path, *more: object) -> None:
     assert leftovers == []
 
 
-@pytest.mark.parametrize("step", (*TASK_STEPS, *COMMIT_STEPS))
+@pytest.mark.parametrize("step", [*TASK_STEPS, *COMMIT_STEPS])
 def test_a_group_killed_at_any_step_and_resumed_gives_the_same_bytes(
     tmp_path: Path, step: str, undisturbed: dict[str, str]
 ) -> None:
