@@ -217,10 +217,11 @@ def run_one(
             f"{op!r}: turned {image.shape} uint8 into {result.shape} {result.dtype}; ops that "
             "change an image's shape or type cannot be part of a policy: set --image-size instead"
         )
+    result = np.ascontiguousarray(result)
+    if not has_params:  # a group (OneOf, ...) does not say what it chose; its seed repeats it
+        return result, {}
     params = {k: recorded(v) for k, v in transform.params.items() if k not in ("shape", "seed")}
-    # A group (OneOf, ...) does not say what it chose; its seed repeats it all the same.
-    known = {"applied": bool(transform.params), "params": params} if has_params else {}
-    return np.ascontiguousarray(result), known
+    return result, {"applied": bool(transform.params), "params": params}
 
 
 def recorded(value: Any) -> Any:

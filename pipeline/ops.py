@@ -22,9 +22,9 @@ def check_range(op: str, name: str, value: Any, low: float, high: float) -> None
         )
 
 
-@dataclass(frozen=True)
 class Op:
-    """One built-in op. `p` is the share of copies it is applied to; its draw is always taken.
+    """One built-in op, a frozen dataclass. `p` is the share of copies it is applied to; its draw
+    is always taken. No dataclass itself, or `p` would be the first option and not the last.
 
     draws(u) order: u[:, 0] decides `p`, the others are the op's own.
     """
@@ -39,7 +39,7 @@ class Op:
         # `p=1.0` is left out, everything else is said: the repr is what is stored and hashed.
         shown = [
             f"{f.name}={float(getattr(self, f.name))!r}"
-            for f in fields(self)
+            for f in fields(self)  # type: ignore[arg-type]
             if f.name != "p" or getattr(self, f.name) != 1
         ]
         return f"{self.name}({', '.join(shown)})"
@@ -147,7 +147,7 @@ GEOMETRIC: tuple[type[Op], ...] = (Shift, Rotate, Flip)
 
 def signature(op: type[Op]) -> str:
     """How the op is written, with its defaults: `shift(x=0.1, y=0.1, p=1.0)`."""
-    shown = [f"{f.name}={f.default!r}" for f in fields(op) if f.default is not MISSING]
+    shown = [f"{f.name}={f.default!r}" for f in fields(op) if f.default is not MISSING]  # type: ignore[arg-type]
     return f"{op.name}({', '.join(shown)})"
 
 

@@ -61,7 +61,8 @@ def words(seed: int, keys: np.ndarray, copy: int, op: int, occurrence: int, n: i
     counter[2] = keys & LOW
     counter[3] = keys >> HALF
     out = philox4x32(counter.reshape(4, -1), (seed & 0xFFFFFFFF, seed >> 32))
-    return out.reshape(4, n_blocks, len(keys)).transpose(2, 1, 0).reshape(len(keys), -1)[:, :n]
+    by_sample = out.reshape(4, n_blocks, len(keys)).transpose(2, 1, 0)
+    return by_sample.reshape(len(keys), 4 * n_blocks)[:, :n]
 
 
 def uniforms(

@@ -1,0 +1,158 @@
+"""A policy is one string: what is read, what is stored, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from datasets.errors import PolicyError
+from datasets.source import sample_keys
+from pipeline.ops import OPS, Brightness, Flip, Rotate, Shift
+from pipeline.policy import FILL_MODES, PRESETS, Fill, Policy, parse_policy
+
+UNIT = st.floats(0, 1)
+BUILT_IN = st.one_of(
+    st.builds(Shift, x=UNIT, y=UNIT, p=UNIT),
+    st.builds(Rotate, degrees=st.floats(0, 180), p=UNIT),
+    st.builds(Flip, horizontal=UNIT, vertical=UNIT, p=UNIT),
+    st.builds(Brightness, factor=UNIT, p=UNIT),
+)
+FILLS = st.one_of(
+    st.builds(Fill, mode=st.sampled_from(FILL_MODES)),
+    st.builds(Fill, mode=st.just("constant"), value=st.integers(0, 255)),
+)
+POLICIES = st.builds(Policy, ops=st.lists(BUILT_IN, max_size=5).map(tuple), fill=FILLS)
+KEYS = sample_keys([str(i) for i in range(500)])
+
+
+@given(POLICIES)
+def test_what_is_stored_reads_back_as_the_same_policy(policy: Policy) -> None:
+    assert parse_policy(str(policy)) == policy
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_policy_or_one_line_about_it(text: str) -> None:
+    with contextlib.suppress(PolicyError):
+        assert parse_policy(text) == parse_policy(str(parse_policy(text)))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_names_for_strings(name: str) -> None:
+    assert parse_policy(name) == parse_policy(PRESETS[name])
+
+
+def test_a_preset_may_stand_among_ops() -> None:
+    longer = parse_policy("light|brightness(factor=0.3)")
+    assert str(longer) == str(parse_policy("light")) + "|brightness(factor=0.3)"
+
+
+def test_spelling_does_not_matter_to_the_canonical_form() -> None:
+    spellings = ["rotate(15)", "rotate(degrees=15, p=1)", " rotate( degrees = 15.0 ) "]
+    assert {str(parse_policy(s)) for s in spellings} == {"rotate(degrees=15.0)"}
+    assert str(parse_policy("none")) == "none"
+    assert str(parse_policy("fill(mode='reflect')|flip()")) == "flip(horizontal=0.5, vertical=0.0)"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "rotat(degrees=3)",
+            "'rotat(degrees=3)' at character 1: no such op; did you mean 'rotate'",
+        ),
+        ("shift()|rotate(degree=3)", "'rotate(degree=3)' at character 9: no option 'degree'"),
+        ("rotate(degrees=181)", "degrees must be a number from 0 to 180, got 181"),
+        ("rotate(degrees=float('nan'))", "degrees=float('nan') is not a plain number"),
+        ("rotate(degrees=1e999)", "must be a number from 0 to 180, got inf"),
+        ("rotate(degrees='3')", "must be a number from 0 to 180, got '3'"),
+        ("rotate(True)", "must be a number from 0 to 180, got True"),
+        ("rotate(3, degrees=4)", "degrees is given twice"),
+        ("rotate(1, 2, 3)", "takes at most 2 arguments"),
+        ("rotate(**{'degrees': 3})", "** is not understood"),
+        ("rotate", "write rotate()"),
+        ("standart", "did you mean 'standard'"),
+        ("shift(x=0.1", "cannot be read at character"),
+        ("", "cannot be read"),
+        ("__import__('os').system('true')", "expected an op such as"),
+        ("fill(mode='mirror')", "mode must be one of reflect, constant, edge, wrap"),
+        ("fill(mode='constant', value=300)", "value must be a number from 0 to 255"),
+        ("fill(value=3)", "value belongs to mode='constant'"),
+        ("fill()|fill()", "fill is given twice"),
+        ("albumentations.Blur(p=0.5)|flip()", "library ops run last"),
+        ("albumentations.Blurr()", "did you mean albumentations.Blur"),
+        ("albumentations.Blur(limit=3)", "albumentations refuses"),
+        ("albumentations.Blur(blur_limit=open('x'))", "is not a plain value"),
+        ("nowhere.yaml", "nowhere.yaml: No such file"),
+        ("|".join(["flip()"] * 2000), "at most 10,000 are read"),
+        ("(" * 3000 + ")" * 3000, "cannot be read"),
+    ],
+)
+def test_mistakes_are_told_with_the_offending_part(text: str, expected: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(text)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def params_of(text: str, copy: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
+    return parse_policy(text).params(seed, KEYS, copy, 40, 80)
+
+
+def test_parameters_have_their_units_and_ranges() -> None:
+    params = params_of("shift(x=0.25, y=0.1)|rotate(degrees=30)|flip()|brightness(factor=0.4)")
+    limits = {
+        "shift_x_px": (-20, 20),
+        "shift_y_px": (-4, 4),
+        "angle_deg": (-30, 30),
+        "brightness": (0.6, 1.4),
+    }
+    for name, (low, high) in limits.items():
+        values = params[name]
+        assert values.dtype == np.float32
+        assert low <= values.min() < low + (high - low) * 0.02
+        assert high - (high - low) * 0.02 < values.max() <= high
+    assert set(params["flipped"].tolist()) == {0.0, 1.0}
+    assert 0.4 < params["flipped"].mean() < 0.6
+    assert not params["flipped_vertically"].any()
+
+
+def test_copy_0_is_the_original() -> None:
+    params = params_of("strong", copy=0)
+    for name, values in params.items():
+        assert (values == (1.0 if name == "brightness" else 0.0)).all()
+
+
+def test_p_applies_an_op_to_its_share_and_leaves_the_draws_alone() -> None:
+    always, half = params_of("rotate(degrees=30)"), params_of("rotate(degrees=30, p=0.5)")
+    applied = half["angle_deg"] != 0
+    assert 0.4 < applied.mean() < 0.6
+    assert_array_equal(half["angle_deg"][applied], always["angle_deg"][applied])
+
+
+def test_taking_an_op_out_leaves_the_others_alone() -> None:
+    whole = params_of("shift()|rotate()|flip()|brightness()")
+    for name in OPS:
+        rest = [f"{other}()" for other in OPS if other != name]
+        for column, values in params_of("|".join(rest)).items():
+            assert_array_equal(values, whole[column])
+
+
+def test_order_and_options_of_other_ops_do_not_matter() -> None:
+    a, b = params_of("shift()|rotate()"), params_of("rotate()|shift(x=0.3, y=0.2)")
+    assert_array_equal(a["angle_deg"], b["angle_deg"])
+
+
+def test_the_second_use_of_an_op_draws_for_itself() -> None:
+    twice = params_of("rotate()|rotate()")
+    assert_array_equal(twice["angle_deg"], params_of("rotate()")["angle_deg"])
+    assert abs(np.corrcoef(twice["angle_deg"], twice["angle_deg_2"])[0, 1]) < 0.2
+
+
+def test_seeds_and_copies_draw_for_themselves() -> None:
+    columns = [params_of("rotate()", c, s)["angle_deg"] for c, s in [(1, 0), (2, 0), (1, 1)]]
+    assert np.abs(np.corrcoef(columns) - np.eye(3)).max() < 0.2
