@@ -112,7 +112,7 @@ def check_disk(plan: Plan, done: dict[str, Record]) -> None:
     rows_done = sum(record.rows for record in done.values())
     left = 1 - rows_done / max(1, plan.n_images)
     needed = estimate_bytes(plan)[0] * left * DISK_MARGIN
-    free = shutil.disk_usage(plan.partial).free
+    free = shutil.disk_usage(plan.out.parent).free
     if needed > free:
         raise EnvironmentFailed(
             f"{plan.out.parent}: about {size(needed)} are needed and {size(free)} are free; free "
@@ -151,9 +151,9 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
         if is_sealed(partial):
             commit(partial, plan.out)
             return summarize(plan, read_manifest(plan.out).shards, (), {}, was_done=False)
-        prepare_partial(plan)
         done = read_records(partial)
         check_disk(plan, done)
+        prepare_partial(plan)
         tasks = [task for task in plan.tasks() if task.name not in done]
         planned = time.monotonic()
         if done:
@@ -258,7 +258,7 @@ def summarize(
         n_shards=len(shards),
         n_reused=len(reused),
         n_written=sum(r.rows for r in shards if r.name not in reused),
-        quarantined=[item for r in shards for item in r.quarantined],
+        quarantined=sorted(item for r in shards for item in r.quarantined),
         seconds=seconds,
         was_done=was_done,
     )

@@ -1,0 +1,274 @@
+"""A user's mistake, a bad input or a full disk: one clear line, the right exit code, and nothing
+half-visible."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from datasets.manifest import read_manifest
+from tests.running import PIPELINE, run, tree_hash, write_photos
+
+
+def refused(code: int, *arguments: object) -> str:
+    """The one line that the command prints."""
+    result = run(*arguments, code=code)
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("pipeline: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--dataset", "cifar01"), "did you mean 'cifar10'"),
+        (("--dataset", "/nowhere/at/all"), "neither a known name nor a path that exists"),
+        (("--policy", "rotat(degrees=3)"), "did you mean 'rotate'"),
+        (("--copies", 0, "--no-original"), "nothing to write"),
+        (("--copies", 70_000), "expected 0 to 65,535, got 70,000"),
+        (("--copies", -1), "expected 0 to 65,535"),
+        (("--seed", -1), "expected 0 to 2**64 - 1"),
+        (("--split", "validation"), "digits has train, test"),
+        (("--image-size", "big"), "expected pixels such as 224"),
+        (("--format", "tfrecord", "--compression", "zstd"), "reads no compressed TFRecord"),
+        (("--online",), "not there yet"),
+    ],
+)
+def test_mistakes_in_options_are_told_in_one_line(
+    tmp_path: Path, options: tuple[object, ...], expected: str
+) -> None:
+    assert expected in refused(2, "augment", "--out", tmp_path / "out", *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_option_that_does_not_exist_suggests_the_nearest() -> None:
+    assert "--copies" in run("augment", "--copie", 3, code=2).stderr
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    line = refused(2, "augment", "--dataset", tmp_path / "empty", "--out", tmp_path / "out")
+    assert "expected one subfolder for each class" in line
+
+
+def test_a_folder_with_classes_but_no_images(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "cat" / "notes.txt").write_text("no image")
+    line = refused(2, "augment", "--dataset", tmp_path / "photos", "--out", tmp_path / "out")
+    assert "no images found" in line
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("path,kind\na.png,1\n", "no column 'label'; it has path, kind"),
+        ("name,label\na.png,1\n", "no column 'path'; it has name, label"),
+        ("path,label\na.png,\n", "row 1 lacks a path or a label"),
+        ("path,label\n", "has no rows"),
+        ("", "has no rows"),
+        ("path,label\na.png,1\na.png,2\n", "sample id 'a.png' appears"),
+        ("path,label\nmissing.png,1\n", "not one of its files is an image"),
+    ],
+)
+def test_a_list_with_a_mistake(tmp_path: Path, content: str, expected: str) -> None:
+    (tmp_path / "l.csv").write_text(content)
+    line = refused(2, "augment", "--dataset", tmp_path / "l.csv", "--out", tmp_path / "out")
+    assert expected in line
+
+
+def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    for option in ("--resume", "--overwrite"):
+        assert "it is left alone" in refused(2, "augment", "--out", out, option)
+    assert (out / "thesis.txt").read_text() == "years of work"
+
+
+def with_bad_files(folder: Path) -> Path:
+    photos = write_photos(folder / "photos", 40)
+    (photos / "cat" / "empty.jpg").write_bytes(b"")
+    (photos / "dog" / "text.png").write_text("not an image")
+    whole = next((photos / "dog").glob("*.png")).read_bytes()
+    (photos / "dog" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    return photos
+
+
+def test_too_many_bad_inputs_commit_nothing_and_keep_the_shards(tmp_path: Path) -> None:
+    photos, out = with_bad_files(tmp_path), tmp_path / "out"
+    command = ("augment", "--dataset", photos, "--out", out, "--workers", 0)
+    line = refused(3, *command, "--quiet")
+    assert "3 of 43 inputs cannot be used, --max-bad 0.01 allows 0" in line
+    assert "cat/empty.jpg: empty file" in line
+    assert not out.exists()
+    (partial,) = tmp_path.glob(".out.partial-*")
+    kept = {p.name: p.stat().st_ino for p in partial.glob("*.parquet")}
+    result = run(*command, "--max-bad", 0.1)
+    assert {p.name: p.stat().st_ino for p in out.glob("*.parquet")} == kept
+    assert "not used: cat/empty.jpg: empty file" in result.stderr
+    names = [sample_id for sample_id, _ in read_manifest(out).quarantined]
+    assert sorted(names) == ["cat/empty.jpg", "dog/cut.png", "dog/text.png"]
+
+
+def test_a_file_that_changes_while_the_run_reads_it_is_noticed(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos", 12), tmp_path / "out"
+    script = f"""
+import os, sys
+from pathlib import Path
+import pipeline.shard
+original = pipeline.shard.write_shard
+def changed(task):
+    path = Path({str(photos)!r}) / task.samples.ids[0]
+    path.write_bytes(path.read_bytes() + b"x")
+    return original(task)
+pipeline.shard.write_shard = changed
+sys.argv = ["pipeline", "augment", "--dataset", {str(photos)!r}, "--out", {str(out)!r},
+            "--workers", "0", "--quiet"]
+import cli
+cli.main()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert result.returncode == 5
+    assert "changed while the run read it" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_an_unwritable_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = refused(5, "augment", "--out", tmp_path / "file" / "out")
+    assert "cannot be written" in line
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_is_too_small_is_told_before_work_starts(small_disk: Path) -> None:
+    line = refused(5, "augment", "--copies", 50, "--out", small_disk / "out", "--quiet")
+    assert "15.2 MB are needed and 4.2 MB are free" in line
+    assert list(small_disk.iterdir()) == []
+
+
+def fill_up(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_disk_that_fills_up_during_the_run_and_is_freed_again(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    job = ("augment", "--copies", 3, "--quiet", "--workers", 2)
+    run(*job, "--out", tmp_path / "plenty" / "out")
+    out, ballast = small_disk / "out", small_disk / "ballast"
+    # Room enough when the run starts; taken by someone else once the first shard is there.
+    process = subprocess.Popen(
+        [PIPELINE, *map(str, job), "--out", str(out)], stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list(small_disk.glob(".out.partial-*/.records/*.json")):
+        pass
+    fill_up(ballast)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 5
+    (line,) = stderr.splitlines()
+    assert "No space left on device; free some space" in line
+    assert not out.exists()
+    ballast.unlink()
+    run(*job, "--out", out)
+    assert tree_hash(out) == tree_hash(tmp_path / "plenty" / "out")
+
+
+def test_a_foreign_reader_never_opens_an_unfinished_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    seen: list[int] = []
+    finished = threading.Event()
+
+    def poll() -> None:
+        while not finished.is_set():
+            try:
+                before = out.stat().st_ino
+                found = [pq.read_table(p, columns=["copy"]).num_rows for p in out.glob("*.parquet")]
+                if out.stat().st_ino == before:  # else replaced by a new one under our hands
+                    seen.append(sum(found))
+            except FileNotFoundError:
+                continue
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    try:
+        run("augment", "--copies", 3, "--out", out, "--workers", 2)
+        run("augment", "--copies", 3, "--seed", 1, "--out", out, "--workers", 2, "--overwrite")
+    finally:
+        finished.set()
+        thread.join()
+    rows = sum(record.rows for record in read_manifest(out).shards)
+    assert set(seen) == {rows}
+
+
+KILLER = """
+import os, signal
+import datasets.images as images
+original = images.decode
+def decode(data, channels=3):
+    if data.endswith(b"kills the decoder"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return original(data, channels)
+images.decode = decode
+"""
+
+
+def test_an_input_that_kills_the_decoder_is_quarantined_and_costs_no_other(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos", 40), tmp_path / "out"
+    victim = next((photos / "cat").glob("*.png"))
+    victim.write_bytes(victim.read_bytes() + b"kills the decoder")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(KILLER)
+    env = {"PYTHONPATH": str(tmp_path / "site")}
+    result = run(
+        *("augment", "--dataset", photos, "--out", out, "--workers", 2, "--max-bad", 0.1),
+        env=env,
+    )
+    reason = "kills the decoder (3 times, signal 11)"
+    assert read_manifest(out).quarantined == [(f"cat/{victim.name}", reason)]
+    assert f"not used: cat/{victim.name}: {reason}" in result.stderr
+    ids = {i for p in out.glob("*.parquet") for i in pq.read_table(p)["sample_id"].to_pylist()}
+    assert len(ids) == 39
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_so_and_goes_on(tmp_path: Path, sent: int, code: int) -> None:
+    job, out = ("augment", "--copies", 200, "--workers", 2), tmp_path / "out"
+    process = subprocess.Popen(
+        [PIPELINE, *map(str, job), "--out", str(out)], stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list(tmp_path.glob(".out.partial-*/*.parquet")):
+        pass
+    process.send_signal(sent)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert "the same command goes on from there" in stderr.splitlines()[-1]
+    assert not out.exists()
+    assert "shards are done" in run(*job, "--out", out).stderr
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".out")] == []
