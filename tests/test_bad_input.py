@@ -205,15 +205,21 @@ def test_a_foreign_reader_never_opens_an_unfinished_folder(tmp_path: Path) -> No
     seen: list[int] = []
     finished = threading.Event()
 
+    def inode() -> int | None:
+        return out.stat().st_ino if out.exists() else None
+
     def poll() -> None:
         while not finished.is_set():
-            try:
-                before = out.stat().st_ino
-                found = [pq.read_table(p, columns=["copy"]).num_rows for p in out.glob("*.parquet")]
-                if out.stat().st_ino == before:  # else replaced by a new one under our hands
-                    seen.append(sum(found))
-            except FileNotFoundError:
-                continue
+            with contextlib.suppress(FileNotFoundError):
+                before, found = inode(), 0
+                try:
+                    for path in out.glob("*.parquet"):
+                        found += pq.read_table(path, columns=["copy"]).num_rows
+                except OSError:
+                    if inode() == before:
+                        raise
+                if inode() == before is not None:  # else replaced while it was being read
+                    seen.append(found)
 
     thread = threading.Thread(target=poll)
     thread.start()
