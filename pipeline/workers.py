@@ -70,7 +70,9 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
                 n_workers=n_workers,
                 threads_per_worker=1,
                 processes=True,
-                dashboard_address=None,
+                # Any free port on this machine: the default one is fixed, open to the network, and
+                # warns where a second run finds it taken.
+                dashboard_address="127.0.0.1:0",
                 local_directory=scratch,
                 silence_logs=logging.CRITICAL,
             )

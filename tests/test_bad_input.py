@@ -191,9 +191,9 @@ def test_a_disk_that_fills_up_during_the_run_and_is_freed_again(
         pass
     fill_up(ballast)
     _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 5
-    (line,) = stderr.splitlines()
-    assert "No space left on device; free some space" in line
+    assert process.returncode == 5, stderr
+    assert len(stderr.splitlines()) == 1, stderr
+    assert "No space left on device; free some space" in stderr
     assert not out.exists()
     ballast.unlink()
     run(*job, "--out", out)
