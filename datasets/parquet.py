@@ -23,6 +23,7 @@ from datasets.schema import Encoding, Rows, Schema
 ROW_GROUP_BYTES = 16 * 2**20
 FIXED = ("image", "label", "sample_id", "copy")
 LIBRARY = "library_ops"
+ENCODED = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
 def shard_name(name: str, split: str, index: int, n_shards: int) -> str:
@@ -38,7 +39,7 @@ def arrow_schema(schema: Schema) -> pa.Schema:
         kind = pa.binary(int(np.prod(schema.shape or ())))
         meta = {"encoding": "raw", "shape": shape, "dtype": "uint8"}
     else:
-        kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        kind = ENCODED
         meta = {"encoding": schema.encoding} | (
             {"shape": json.dumps(schema.shape)} if schema.shape else {}
         )
@@ -65,7 +66,11 @@ def assert_shape(schema: Schema) -> None:
 
 
 class Writer:
-    """Writes rows to a sink with `write` and `close`; rows of one copy must follow each other."""
+    """Writes rows to a sink with `write` and `close`; rows of one copy must follow each other.
+
+    Raw rows are a row group as they come, so that nothing of them is kept or copied; encoded ones
+    wait until a row group is full.
+    """
 
     def __init__(self, sink: Any, schema: Schema, compression: str) -> None:
         self.schema = arrow_schema(schema)
@@ -85,7 +90,8 @@ class Writer:
             self.flush()
             self.copy = rows.copy
         self.waiting.append(self.to_batch(rows))
-        if sum(batch.nbytes for batch in self.waiting) >= ROW_GROUP_BYTES:
+        is_raw = self.schema.field("image").type != ENCODED
+        if is_raw or sum(batch.nbytes for batch in self.waiting) >= ROW_GROUP_BYTES:
             self.flush()
 
     def to_batch(self, rows: Rows) -> pa.RecordBatch:

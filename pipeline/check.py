@@ -110,7 +110,7 @@ def recompute(
     Raises: Damaged for one that differs; UserError if the source is gone or has changed.
     """
     from pipeline.library_ops import LibraryStage
-    from pipeline.opencv_kernel import augment_batch, pad_channels
+    from pipeline.opencv_kernel import augment_batch, prepare
     from pipeline.shard import decode_one, encode
 
     source = open_source(dataset, data_dir)
@@ -130,7 +130,13 @@ def recompute(
         image = next(source.read([samples.refs[i]]))
         image = decode_one(image, source.channels, box, job.image_size, None)[None]
         out, params, _ = augment_batch(
-            policy, image, pad_channels(image), sample_keys([sample_id]), copy, job.seed, library
+            policy,
+            image,
+            prepare(image, policy.fill),
+            sample_keys([sample_id]),
+            copy,
+            job.seed,
+            library,
         )
         made = encode(out, schema, replace(job))[0]
         stored = rows.images[row]

@@ -78,29 +78,28 @@ def versions() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def probe() -> str:
-    """16 hex digits that are equal where this machine computes equal pixels and files: a fixed
-    image decoded, resized, warped and encoded. SIMD levels differ in 0.02 % of pixels."""
+    """16 hex digits that are equal where this machine computes equal parameters, pixels and files:
+    fixed images augmented, resized, encoded and decoded. SIMD levels differ in 0.02 % of pixels."""
     import hashlib
 
     import cv2
     import numpy as np
 
     from datasets import images
+    from datasets.source import sample_keys
+    from pipeline.opencv_kernel import augment_batch, prepare
 
     cv2.setNumThreads(1)
-    y, x = np.mgrid[:67, :81].astype(np.int64)
-    start = np.stack([x * y % 251, x * x % 241, (3 * x + 5 * y) % 256], -1).astype(np.uint8)
-    matrix = np.array([[0.97, -0.21, 3.3], [0.19, 1.02, -5.7]])
+    policy, keys = parse_policy("strong"), sample_keys([str(i) for i in range(8)])
     digest = hashlib.sha256()
-    for flags in (cv2.BORDER_REFLECT, cv2.BORDER_CONSTANT):
-        warped = cv2.warpAffine(
-            cv2.cvtColor(start, cv2.COLOR_RGB2RGBA),
-            matrix,
-            (81, 67),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=flags,
-        )
-        digest.update(cv2.convertScaleAbs(warped, alpha=1.13).tobytes())
+    for side in (32, 72):  # with a margin and without
+        y, x = np.mgrid[:side, : side + 9].astype(np.int64)
+        start = np.stack([x * y % 251, x * x % 241, (3 * x + 5 * y) % 256], -1).astype(np.uint8)
+        batch = np.stack([start] * len(keys))
+        out, params, _ = augment_batch(policy, batch, prepare(batch, policy.fill), keys, 1, 0, None)
+        digest.update(out.tobytes())
+        for values in params.values():
+            digest.update(values.tobytes())
     jpeg = images.encode(start, "jpeg", 95)
     digest.update(jpeg)
     digest.update(images.encode(start, "png", 95))

@@ -15,7 +15,7 @@ from datasets.formats import FORMATS
 from datasets.manifest import read_manifest
 from datasets.source import check_listing, sample_keys
 from pipeline.library_ops import LibraryStage
-from pipeline.opencv_kernel import augment_batch, pad_channels
+from pipeline.opencv_kernel import augment_batch, prepare
 from pipeline.policy import DEFAULTS, PRESETS, parse_policy
 
 TILE_PX = 112
@@ -96,7 +96,7 @@ def from_source(
         for copy in range(n_copies + 1):
             keys = sample_keys([samples.ids[i]])
             out, params, done = augment_batch(
-                policy, image, pad_channels(image), keys, copy, seed, library
+                policy, image, prepare(image, policy.fill), keys, copy, seed, library
             )
             values = {name: float(value[0]) for name, value in params.items()}
             text = caption(values, done[0] if done else None) if copy else "original"

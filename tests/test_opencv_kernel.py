@@ -12,7 +12,15 @@ from scipy import ndimage
 from datasets.source import sample_keys
 from pipeline.geometry import matrices
 from pipeline.library_ops import import_albumentations
-from pipeline.opencv_kernel import KERNELS, augment_batch, brighten, pad_channels, warp
+from pipeline.opencv_kernel import (
+    KERNELS,
+    augment_batch,
+    brighten,
+    margin,
+    prepare,
+    reach,
+    warp,
+)
 from pipeline.ops import OPS
 from pipeline.policy import parse_policy
 
@@ -23,6 +31,7 @@ SCIPY_MODES = {
     "constant": "grid-constant",
 }
 SIZES = [(32, 32, 3), (32, 32, 1), (24, 50, 3), (51, 23, 1), (1, 1, 3), (1, 7, 1), (7, 1, 3)]
+SIZES += [(66, 20, 3), (20, 66, 1)]  # too large for a margin
 
 
 def images_of(n: int, size: tuple[int, int, int], seed: int = 3) -> np.ndarray:
@@ -35,7 +44,7 @@ def apply(text: str, image: np.ndarray, **params: float) -> np.ndarray:
     columns = {name: np.array([params.get(name, 0)], np.float32) for name in policy.param_names}
     inverse = matrices(policy, columns, *image.shape[:2])
     out = np.empty_like(image[None])
-    warp(pad_channels(image[None]), inverse, policy, out)
+    warp(prepare(image[None], policy.fill), inverse, policy.fill, out)
     return out[0]
 
 
@@ -68,7 +77,7 @@ def test_recorded_parameters_give_the_same_pixels_by_scipy(
     fill = f"fill(mode='{mode}'" + (", value=99)" if mode == "constant" else ")")
     policy = parse_policy(f"shift(x=0.2, y=0.3)|rotate(degrees=40)|flip(vertical=0.5)|{fill}")
     images, keys = images_of(60, size), sample_keys([str(i) for i in range(60)])
-    out, params, _ = augment_batch(policy, images, pad_channels(images), keys, 1, 5, None)
+    out, params, _ = augment_batch(policy, images, prepare(images, policy.fill), keys, 1, 5, None)
     inverse = matrices(policy, params, *size[:2])
     want = np.stack([by_scipy(i, m, mode, 99) for i, m in zip(images, inverse, strict=True)])
     apart = np.abs(out - want)
@@ -88,6 +97,22 @@ def test_shift_and_rotation_at_their_limits(mode: str, shift: float, degrees: fl
     inverse = matrices(policy, columns, 12, 17)
     got = apply(str(policy), image, **params)
     assert np.abs(got - by_scipy(image, inverse[0], mode)).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(32, 32, 3), (9, 40, 1)], ids=str)
+def test_reach_is_how_far_beyond_the_edge_a_warp_reads(size: tuple[int, int, int]) -> None:
+    policy = parse_policy("shift(x=0.3, y=0.3)|rotate(degrees=90)|flip(vertical=0.5)")
+    keys, (height, width) = sample_keys([str(i) for i in range(200)]), size[:2]
+    inverse = matrices(policy, policy.params(0, keys, 1, height, width), height, width)
+    y, x = np.mgrid[:height, :width]
+    read = np.floor(inverse[:, :2] @ np.stack([x.ravel(), y.ravel(), np.ones(x.size)]))
+    last = np.array([[width - 1], [height - 1]])
+    needed = np.maximum(-read, read + 1 - last).max((1, 2))
+    found = reach(inverse, height, width)
+    assert (found >= needed - 1e-9).all()
+    assert (found <= needed + 1 + 1e-9).all()
+    m = margin(height, width)
+    assert 0.1 < (found < m).mean() < 0.9  # so other tests see both ways
 
 
 def test_a_shift_by_whole_pixels_moves_right_and_down_and_reflects() -> None:
@@ -192,10 +217,12 @@ def test_albumentations_brightness_gives_the_same_pixels() -> None:
 def test_a_batch_is_its_images_one_by_one() -> None:
     policy = parse_policy("strong")
     images, keys = images_of(50, (33, 21, 3)), sample_keys([str(i) for i in range(50)])
-    whole, params, _ = augment_batch(policy, images, pad_channels(images), keys, 4, 9, None)
+    whole, params, _ = augment_batch(policy, images, prepare(images, policy.fill), keys, 4, 9, None)
     for i in range(50):
         one = images[i : i + 1]
-        alone, own, _ = augment_batch(policy, one, pad_channels(one), keys[i : i + 1], 4, 9, None)
+        alone, own, _ = augment_batch(
+            policy, one, prepare(one, policy.fill), keys[i : i + 1], 4, 9, None
+        )
         assert_array_equal(alone[0], whole[i])
         assert {k: v[0] for k, v in own.items()} == {k: v[i] for k, v in params.items()}
 
@@ -204,8 +231,8 @@ def test_copy_0_is_untouched_and_inputs_stay_as_they_are() -> None:
     policy = parse_policy("strong")
     images, keys = images_of(5, (8, 8, 1)), sample_keys(list("abcde"))
     before = images.copy()
-    out, params, _ = augment_batch(policy, images, pad_channels(images), keys, 0, 9, None)
+    out, params, _ = augment_batch(policy, images, prepare(images, policy.fill), keys, 0, 9, None)
     assert_array_equal(out, before)
-    augment_batch(policy, images, pad_channels(images), keys, 1, 9, None)
+    augment_batch(policy, images, prepare(images, policy.fill), keys, 1, 9, None)
     assert_array_equal(images, before)
     assert math.isclose(params["brightness"].max(), 1)
