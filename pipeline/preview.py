@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,20 +16,24 @@ from datasets.errors import EnvironmentFailed, ImageError, UserError
 from datasets.formats import FORMATS
 from datasets.manifest import read_manifest
 from datasets.source import check_listing, sample_keys
-from pipeline.library_ops import LibraryStage
+from pipeline.library_ops import PREFIX, LibraryStage
 from pipeline.opencv_kernel import augment_batch, prepare
 from pipeline.policy import DEFAULTS, PRESETS, parse_policy
 
-TILE_PX = 112
-CAPTION_PX = 40
-MARGIN_PX = 12
+if TYPE_CHECKING:
+    from PIL import Image
+
+TILE_PX = 128
+LINE_PX = 14
+MARGIN_PX = 16
+LEFT_PX, TOP_PX = 120, 56
 SHORT = {
     "shift_x_px": ("shift {:+.1f}", 0.0),
     "shift_y_px": (", {:+.1f}", 0.0),
-    "angle_deg": ("turn {:+.0f}°", 0.0),
+    "angle_deg": ("rotate {:+.0f}°", 0.0),
     "flipped": ("flip", 0.0),
     "flipped_vertically": ("flip v", 0.0),
-    "brightness": ("light {:.2f}", 1.0),
+    "brightness": ("bright {:.2f}", 1.0),
 }
 
 
@@ -49,7 +55,7 @@ class Sheet:
 
 
 def caption(params: dict[str, float], library: str | None) -> str:
-    """`shift +2.1, -0.4 / turn +7° / light 1.08`: what was done, in a few words."""
+    """`shift +2.1, -0.4  rotate +7°  bright 1.08`: what was done, in a few words."""
     parts: list[str] = []
     for name, value in params.items():
         words, neutral = SHORT.get(name.rstrip("_23456789"), (name + " {:.2f}", 0.0))
@@ -60,8 +66,8 @@ def caption(params: dict[str, float], library: str | None) -> str:
             parts[-1] += text
         else:
             parts.append(text)
-    if library and library != "[]":
-        parts.append("+ library ops")
+    done = json.loads(library or "[]")
+    parts += [step["op"].removeprefix(PREFIX) for step in done if step.get("applied", True)]
     return "  ".join(parts)
 
 
@@ -103,7 +109,7 @@ def from_source(
             row.append(Tile(out[0], text))
         names.append(listing.classes[int(samples.labels[i])])
         rows.append(row)
-    return Sheet(f"{dataset}, {split}: {policy}", names, rows)
+    return Sheet(f"{source.name}, {split}: {policy}", names, rows)
 
 
 def from_output(folder: Path, split: str, n_samples: int, n_copies: int) -> Sheet:
@@ -141,35 +147,48 @@ def draw(sheet: Sheet, out: Path) -> str:
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    n_columns = max(len(row) for row in sheet.rows)
-    step_x, step_y = TILE_PX + MARGIN_PX, TILE_PX + CAPTION_PX
-    left, top = 120, 56
-    width, height = left + n_columns * step_x + MARGIN_PX, top + len(sheet.rows) * step_y
-    canvas = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(canvas)
     large, small = ImageFont.load_default(15), ImageFont.load_default(11)
+    scaled = [[enlarged(tile.image) for tile in row] for row in sheet.rows]
+    lines = [[wrapped(tile.caption, small) for tile in row] for row in sheet.rows]
+    heights = [
+        max(image.height for image in row) + LINE_PX * max(map(len, captions)) + MARGIN_PX
+        for row, captions in zip(scaled, lines, strict=True)
+    ]
+    n_columns = max(len(row) for row in sheet.rows)
+    width = LEFT_PX + n_columns * (TILE_PX + MARGIN_PX)
+    canvas = Image.new("RGB", (width, TOP_PX + sum(heights)), "white")
+    pen = ImageDraw.Draw(canvas)
     pen.text((MARGIN_PX, 10), fitted(sheet.title, large, width - 2 * MARGIN_PX), "black", large)
     for column in range(n_columns):
-        pen.text((left + column * step_x, 34), f"copy {column}", "#777777", small)
-    for r, (name, row) in enumerate(zip(sheet.names, sheet.rows, strict=True)):
-        y = top + r * step_y
-        pen.text((MARGIN_PX, y + TILE_PX // 2 - 8), fitted(name, small, left - 20), "black", small)
-        for c, tile in enumerate(row):
-            x = left + c * step_x
-            pixels = tile.image[..., 0] if tile.image.shape[-1] == 1 else tile.image
-            image = Image.fromarray(pixels)
-            scale = TILE_PX / max(image.size)
-            shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-            how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-            canvas.paste(image.resize(shape, how), (x, y))
-            for n, line in enumerate(wrapped(tile.caption, small)[:2]):
-                pen.text((x, y + TILE_PX + 2 + 14 * n), line, "#444444", small)
+        x = LEFT_PX + column * (TILE_PX + MARGIN_PX)
+        pen.text((x, TOP_PX - LINE_PX - 6), f"copy {column}", "#777777", small)
+    y = TOP_PX
+    for name, row, captions, height in zip(sheet.names, scaled, lines, heights, strict=True):
+        middle = y + max(image.height for image in row) // 2 - LINE_PX // 2
+        pen.text((MARGIN_PX, middle), fitted(name, small, LEFT_PX - 20), "black", small)
+        for column, (image, caption) in enumerate(zip(row, captions, strict=True)):
+            x = LEFT_PX + column * (TILE_PX + MARGIN_PX)
+            canvas.paste(image, (x, y))
+            for n, line in enumerate(caption):
+                pen.text((x, y + image.height + 3 + LINE_PX * n), line, "#444444", small)
+        y += height
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         canvas.save(out, format="PNG")
     except OSError as err:
         raise EnvironmentFailed(f"--out {out}: cannot be written ({err.strerror})") from err
     return f"{out}: {len(sheet.rows)} samples, {n_columns} copies each"
+
+
+def enlarged(pixels: np.ndarray) -> Image.Image:
+    """(H, W, C) uint8 as large as a tile: without smoothing if it grows, averaged if it shrinks."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    scale = TILE_PX / max(image.size)
+    shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    return image.resize(shape, how)
 
 
 def fitted(text: str, font: object, width: int) -> str:
@@ -186,7 +205,7 @@ def wrapped(text: str, font: object) -> list[str]:
     lines = [""]
     for word in text.split("  "):
         longer = f"{lines[-1]}  {word}".strip()
-        if font.getlength(longer) <= TILE_PX + MARGIN_PX - 4 or not lines[-1]:  # type: ignore[attr-defined]
+        if font.getlength(longer) <= TILE_PX or not lines[-1]:  # type: ignore[attr-defined]
             lines[-1] = longer
         else:
             lines.append(word)
