@@ -48,7 +48,11 @@ Dataset = Annotated[
 ]
 DataDir = Annotated[
     Path,
-    typer.Option(help="Where known data sets lie or are downloaded to.", envvar="PIPELINE_DATA"),
+    typer.Option(
+        help="Where known data sets lie or are downloaded to.",
+        envvar="PIPELINE_DATA",
+        show_default="~/.cache/augmentation-pipeline",
+    ),
 ]
 Policy = Annotated[
     str | None,
