@@ -42,7 +42,17 @@ class Cifar:
             archive = fetch(URL + self.archive, f"md5:{self.md5}", self.root / self.archive)
             extract(archive, self.folder, self.root)
         splits = {split: self._samples(split) for split in self.files}
-        return Listing(tuple((folder / self.names).read_text().split()), splits)
+        try:
+            names = (folder / self.names).read_text().split()
+        except (OSError, UnicodeDecodeError) as err:
+            raise self._broken(folder / self.names, err) from err
+        return Listing(tuple(names), splits)
+
+    def _broken(self, path: Path, why: object) -> SourceError:
+        return SourceError(
+            f"{path}: {getattr(why, 'strerror', None) or why}; remove {path.parent} and the data "
+            "set is fetched again"
+        )
 
     def _samples(self, split: str) -> Samples:
         refs, labels = [], []
@@ -52,14 +62,10 @@ class Cifar:
             try:
                 data = np.fromfile(path, np.uint8)
             except OSError as err:
-                raise SourceError(
-                    f"{path}: {err.strerror}; expected a file of {self.archive}"
-                ) from err
+                raise self._broken(path, err) from err
             if data.size == 0 or data.size % record:
-                raise SourceError(
-                    f"{path}: {data.size:,} bytes, expected a multiple of {record}; remove "
-                    f"{path.parent} and the data set is fetched again"
-                )
+                why = f"{data.size:,} bytes, expected a multiple of {record}"
+                raise self._broken(path, why)
             column = data.reshape(-1, record)[:, self.n_labels - 1]
             labels.append(column.astype(np.int64))
             refs += [(file, i) for i in range(len(column))]

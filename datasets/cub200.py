@@ -44,7 +44,7 @@ class Cub200:
         index = {number: i for i, number in enumerate(classes)}
         splits = {}
         for split, flag in (("train", "1"), ("test", "0")):
-            chosen = [n for n in images if self._of(is_train, n, "train_test_split.txt") == flag]
+            chosen = [n for n in images if self._flag(is_train, n) == flag]
             paths = [images[n] for n in chosen]
             found = [index.get(self._of(labels, n, "image_class_labels.txt"), -1) for n in chosen]
             if -1 in found:
@@ -64,13 +64,12 @@ class Cub200:
         path = self.folder / file
         try:
             lines = path.read_text().splitlines()
+            pairs = (line.split(maxsplit=1) for line in lines if line.strip())
+            return {number: rest.strip() for number, rest in pairs}
         except OSError as err:
             raise SourceError(
                 f"{path}: {err.strerror}; expected the official folder of CUB-200-2011"
             ) from err
-        pairs = (line.split(maxsplit=1) for line in lines if line.strip())
-        try:
-            return {number: rest.strip() for number, rest in pairs}
         except ValueError as err:
             raise SourceError(f"{path}: expected lines such as `1 name`; unpack it again") from err
 
@@ -79,11 +78,27 @@ class Cub200:
             raise SourceError(f"{self.folder / file}: image {number} is missing; unpack it again")
         return table[number]
 
+    def _flag(self, table: dict[str, str], number: str) -> str:
+        """`1` for train, `0` for test."""
+        flag = self._of(table, number, "train_test_split.txt")
+        if flag not in ("0", "1"):
+            raise SourceError(
+                f"{self.folder / 'train_test_split.txt'}: image {number} has {flag!r}, expected 0 "
+                "or 1; unpack it again"
+            )
+        return flag
+
     def _box(self, text: str) -> tuple[int, int, int, int]:
         """`x y width height` in pixels, with decimals -> whole pixels around it."""
-        x, y, width, height = map(float, text.split())
-        left, top = math.floor(x), math.floor(y)
-        return left, top, math.ceil(x + width) - left, math.ceil(y + height) - top
+        try:
+            x, y, width, height = map(float, text.split())
+            left, top = math.floor(x), math.floor(y)
+            return left, top, math.ceil(x + width) - left, math.ceil(y + height) - top
+        except (ValueError, OverflowError) as err:
+            raise SourceError(
+                f"{self.folder / 'bounding_boxes.txt'}: {text!r}, expected lines such as "
+                "`1 60.0 27.0 325.0 304.0`; unpack it again"
+            ) from err
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
         folder = self.folder / "images"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,19 +37,19 @@ CLASSES = (
 )
 
 
-@lru_cache(maxsize=2)
-def read_idx(path: Path) -> np.ndarray:
+@lru_cache(maxsize=4)
+def read_idx(path: Path, n_dimensions: int) -> np.ndarray:
     """The uint8 array of a gzipped IDX file (http://yann.lecun.com/exdb/mnist, end of page).
 
     Raises: SourceError if it is broken.
     """
     try:
         data = gzip.decompress(path.read_bytes())
-        if data[:3] != b"\0\0\x08":
-            raise ValueError("not IDX with unsigned bytes")
-        shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape.tolist())
-    except (ValueError, EOFError, OSError, IndexError) as err:
+        if data[:4] != bytes([0, 0, 8, n_dimensions]):
+            raise ValueError(f"not IDX with unsigned bytes in {n_dimensions} dimensions")
+        shape = np.frombuffer(data, ">u4", count=n_dimensions, offset=4)
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * n_dimensions).reshape(shape.tolist())
+    except (ValueError, EOFError, OSError, zlib.error) as err:
         raise SourceError(f"{path}: broken: {err}; remove it, and it is downloaded again") from err
 
 
@@ -66,11 +67,20 @@ class FashionMnist:
             fetch(URL + file, f"sha256:{sha256}", self.root / file)
         splits = {}
         for split, prefix in (("train", TRAIN), ("test", TEST)):
-            labels = read_idx(self.root / f"{prefix}-labels-idx1-ubyte.gz").astype(np.int64)
+            labels = read_idx(self.root / f"{prefix}-labels-idx1-ubyte.gz", 1).astype(np.int64)
+            images = self._images(prefix)
+            if len(images) != len(labels):
+                raise SourceError(
+                    f"{self.root}: its {prefix} files hold {len(images):,} images and "
+                    f"{len(labels):,} labels; remove them, and they are downloaded again"
+                )
             ids = [f"{split}/{i:05d}" for i in range(len(labels))]
             splits[split] = Samples(ids, labels, [(prefix, i) for i in range(len(labels))])
         return Listing(CLASSES, splits)
 
+    def _images(self, prefix: str) -> np.ndarray:
+        return read_idx(self.root / f"{prefix}-images-idx3-ubyte.gz", 3)
+
     def read(self, refs: Sequence[tuple[str, int]]) -> Iterator[np.ndarray]:
         for prefix, i in refs:
-            yield read_idx(self.root / f"{prefix}-images-idx3-ubyte.gz")[i]
+            yield self._images(prefix)[i]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -78,7 +79,7 @@ class Samples:
 @dataclass(frozen=True)
 class Listing:
     """What a source holds: class names in label order, the samples of each split, and the names
-    of files that were passed over because they do not look like images."""
+    of files that were passed over: not named as images, or in no class folder."""
 
     classes: tuple[str, ...]
     splits: dict[str, Samples]
@@ -114,12 +115,16 @@ class Source(Protocol):
 
 
 def check_listing(name: str, listing: Listing) -> Listing:
-    """The same listing, checked: not empty, ids unique over all splits.
+    """The same listing, checked: not empty, ids unique over all splits, every label has a class.
 
-    Raises: SourceError that names the first duplicate.
+    Raises: SourceError that names the first sample or name that is wrong.
     """
     seen: dict[str, str] = {}
     for split, samples in listing.splits.items():
+        if not re.fullmatch(r"\w+", split, re.ASCII):  # file names and their readers need it
+            raise SourceError(
+                f"{name}: a split is named {split!r}; expected letters, digits and underscores"
+            )
         for sample_id in samples.ids:
             if sample_id in seen:
                 raise SourceError(
@@ -127,6 +132,12 @@ def check_listing(name: str, listing: Listing) -> Listing:
                     f"in {split!r}; ids must be unique: remove or rename one of them"
                 )
             seen[sample_id] = split
+        if len(samples) and samples.labels.max() >= len(listing.classes):
+            worst = int(samples.labels.argmax())
+            raise SourceError(
+                f"{name}: {samples.ids[worst]!r} has the label {samples.labels[worst]}, but there "
+                f"are {len(listing.classes)} classes; mend the label or the list of class names"
+            )
     broken = [c for c in listing.classes if "\n" in c]
     if broken:
         raise SourceError(f"{name}: the class name {broken[0]!r} holds a line break; rename it")
