@@ -56,6 +56,10 @@ class Folder:
         named = [name for name in top if name.lower() in SPLITS]
         if named and len(named) == len(top):
             found = {name.lower(): self._classes(self.root / name) for name in named}
+            if len(found) < len(named):
+                raise SourceError(
+                    f"{self.root}: two of its folders {', '.join(named)} are one split; join them"
+                )
         else:
             found = {"": self._classes(self.root)}
         classes = sorted({name for part in found.values() for name in part})
@@ -82,7 +86,7 @@ class Folder:
                 splits[split] = Samples(ids, column, refs)
             else:
                 splits = split_by_hash(ids, column, refs)
-        for folder in (self.root, *(self.root / name for name in named if len(found) > 1)):
+        for folder in (self.root, *(self.root / name for name in named if "" not in found)):
             ignored += [
                 readable(os.path.relpath(e.path, self.root))
                 for e in os.scandir(folder)
@@ -109,7 +113,8 @@ class Folder:
                 folders.clear()
                 continue
             visited.add((status.st_dev, status.st_ino))
-            folders[:] = [name for name in folders if not name.startswith(".")]
+            # Sorted, so that of two links to one folder it is always the same that is followed.
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in names:
                 if not name.startswith("."):
                     yield os.path.relpath(os.path.join(path, name), self.root)

@@ -32,23 +32,31 @@ class ListFile:
 
     def listing(self) -> Listing:
         columns = self._columns()
-        paths = [str(path) for path in self._column(columns, PATH)]
-        given = self._column(columns, LABEL)
-        for row, (path, label) in enumerate(zip(paths, given, strict=True), 1):
-            if path in ("", "None") or label in ("", None):
-                raise SourceError(f"{self.file}: row {row} lacks a path or a label; fill it in")
+        paths, given = self._column(columns, PATH), self._column(columns, LABEL)
+        is_split = any(name in columns for name in SPLIT)
+        sides = self._column(columns, SPLIT) if is_split else ["?"] * len(paths)
+        for row, (path, label, side) in enumerate(zip(paths, given, sides, strict=True), 1):
+            where = f"{self.file}: row {row}"
+            if path in ("", None) or label in ("", None):
+                raise SourceError(f"{where} lacks a path or a label; fill it in")
+            if side in ("", None):
+                raise SourceError(f"{where} lacks a split; fill it in")
+            if not isinstance(path, str) or "\0" in path:
+                raise SourceError(
+                    f"{where}: expected the path of an image, found {str(path)[:60]!r}; "
+                    "where the file holds the images themselves, give its folder instead"
+                )
         texts = [str(label) for label in given]
         # 2 comes before 10 where all labels are numbers.
         numbers = all(text.isdecimal() for text in texts)
-        classes = sorted(set(texts), key=int) if numbers else sorted(set(texts))
+        classes = sorted(set(texts), key=lambda text: (int(text) if numbers else 0, text))
         index = {name: i for i, name in enumerate(classes)}
         labels = np.array([index[text] for text in texts], np.int64)
-        if not any(name in columns for name in SPLIT):
+        if not is_split:
             return Listing(tuple(classes), split_by_hash(paths, labels, paths))
-        sides = [str(side) for side in self._column(columns, SPLIT)]
         whole = Samples(paths, labels, paths)
         named = {
-            side: whole.take(np.array([i for i, s in enumerate(sides) if s == side]))
+            str(side): whole.take(np.array([i for i, s in enumerate(sides) if s == side]))
             for side in dict.fromkeys(sides)
         }
         return Listing(tuple(classes), named)

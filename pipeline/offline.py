@@ -128,9 +128,9 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
     started = time.monotonic()
     plan = make_plan(config)
     if plan.ignored:
+        shown = ", ".join(plan.ignored[:3]) + (" and more" if len(plan.ignored) > 3 else "")
         report.say(
-            f"{len(plan.ignored)} files are not images by their names and were passed over, "
-            f"such as {plan.ignored[0]}",
+            f"{len(plan.ignored)} passed over, not named as images or in no class folder: {shown}",
             event="ignored",
             files=list(plan.ignored),
         )
