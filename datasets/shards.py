@@ -71,30 +71,24 @@ class Shards:
     @cached_property
     def channels(self) -> int:
         """1 where the first image is grey, else 3: the same for all of them."""
-        data = next(iter(self.read([self._first_ref()])))
-        if isinstance(data, np.ndarray):
-            return data.shape[2]
+        every = (path for paths in self.paths.values() for path in paths)
+        first = next(row[0] for path in every for row in self._rows(path))  # shards may be empty
         try:
+            data = next(iter(self.read([first])))
+            if isinstance(data, np.ndarray):
+                return data.shape[2]
             with opened(data) as image:
                 return 1 if image.mode in ("1", "L") else 3
-        except ImageError:
+        except (ImageError, OSError):
             return 3
-
-    def _first_ref(self) -> tuple[Any, ...]:
-        if self.is_parquet:
-            return str(self.first), 0, 0
-        record = next(tfrecord.records(self.first))
-        return str(self.first), record.offset, record.length
 
     def listing(self) -> Listing:
         try:
             splits = {split: self._samples(split, paths) for split, paths in self.paths.items()}
         except Damaged as err:
-            raise SourceError(str(err)) from err
+            raise SourceError(f"{err}; fetch or write it again") from err
         classes = self.columns.classes if self.is_parquet else self._tfds_classes()
         top = max((int(s.labels.max()) for s in splits.values() if len(s)), default=0)
-        if classes and top >= len(classes):
-            raise SourceError(f"{self.root}: label {top} has no name; {len(classes)} are given")
         return Listing(classes or tuple(str(i) for i in range(top + 1)), splits)
 
     def _samples(self, split: str, paths: list[Path]) -> Samples:
@@ -110,32 +104,44 @@ class Shards:
 
     def _rows(self, path: Path) -> Iterator[tuple[tuple[Any, ...], int, str | None, int | None]]:
         """(ref, label, sample id, copy) of each row; the last two only in shards of ours."""
-        if not self.is_parquet:
-            for record in tfrecord.records(path):
-                known = record.example.features.feature
-                if not {"image", "label"} <= set(known):
-                    raise SourceError(
-                        f"{path}: expected features image and label, found {list(known)}"
-                    )
-                is_ours = {"sample_id", "copy"} <= set(known)
-                origin = (record.one("sample_id").decode(), record.one("copy")) if is_ours else ()
-                ref = str(path), record.offset, record.length
-                yield ref, record.one("label"), *(origin or (None, None))
-            return
+        for ref, label, *origin in (self._parquet_rows if self.is_parquet else self._records)(path):
+            if not isinstance(label, int) or label < 0:
+                raise SourceError(
+                    f"{path}: its row {ref[1:]} has the label {label!r}; expected a whole number "
+                    "from 0: mend or leave out that row"
+                )
+            yield ref, label, *(origin or (None, None))
+
+    def _records(self, path: Path) -> Iterator[tuple[Any, ...]]:
+        for record in tfrecord.records(path):
+            known = {n for n, f in record.example.features.feature.items() if f.WhichOneof("kind")}
+            if not {"image", "label"} <= known:
+                raise SourceError(
+                    f"{path}: expected features image and label, found {', '.join(sorted(known))}"
+                )
+            ref = str(path), record.offset, record.length
+            is_ours = {"sample_id", "copy"} <= known
+            origin = (record.one("sample_id").decode(), record.one("copy")) if is_ours else ()
+            yield ref, record.one("label"), *origin
+
+    def _parquet_rows(self, path: Path) -> Iterator[tuple[Any, ...]]:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         columns = self.columns
         wanted = [columns.label, *(["sample_id", "copy"] if columns.has_origin else [])]
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, wanted).to_pydict()
-                n = len(table[columns.label])
-                names = table.get("sample_id", [None] * n)
-                copies = table.get("copy", [None] * n)
-                for i, label in enumerate(table[columns.label]):
-                    if label is None or label < 0:
-                        raise SourceError(f"{path}: row {i} of group {group} has no label")
-                    yield (str(path), group, i), label, names[i], copies[i]
+        try:
+            with pq.ParquetFile(path) as file:
+                for name in (columns.image, *wanted):
+                    if name not in file.schema_arrow.names:
+                        raise SourceError(f"{path}: no column {name!r}, which {self.first} has")
+                for group in range(file.num_row_groups):
+                    table = file.read_row_group(group, wanted)
+                    rows = zip(*(table[name].to_pylist() for name in wanted), strict=True)
+                    for i, row in enumerate(rows):
+                        yield (str(path), group, i), *row
+        except (pa.ArrowException, OSError) as err:
+            raise SourceError(f"{path}: cannot be read: {err}; fetch or write it again") from err
 
     @cached_property
     def columns(self) -> Column:
@@ -154,6 +160,15 @@ class Shards:
                 f"{self.first}: its columns are {', '.join(found.names)}; expected an image column "
                 f"({' or '.join(IMAGE)}) and a label column ({' or '.join(LABEL)})"
             )
+        kind = found.field(image).type
+        if pa.types.is_struct(kind) and "bytes" in kind.names:
+            kind = kind.field("bytes").type
+        known = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+        if not any(is_kind(kind) for is_kind in known):
+            raise SourceError(
+                f"{self.first}: its column {image!r} holds {found.field(image).type}; expected "
+                "image files as binary or as struct<bytes, path>"
+            )
         features = json.loads((found.metadata or {}).get(b"huggingface", b"{}"))
         told = features.get("info", {}).get("features", {}).get(label, {})
         meta = found.field(image).metadata or {}
@@ -167,16 +182,34 @@ class Shards:
         )
 
     def _tfds_classes(self) -> tuple[str, ...]:
-        path = self.root / tfrecord.LABELS
-        return tuple(path.read_text().split("\n")[:-1]) if path.is_file() else ()
+        path = self.first.parent / tfrecord.LABELS
+        return tuple(path.read_text().removesuffix("\n").split("\n")) if path.is_file() else ()
 
     @cached_property
     def raw_shape(self) -> tuple[int, int, int] | None:
-        """Of a TFRecord's images where they are stored as plain pixels."""
-        if not (self.root / tfrecord.FEATURES).is_file():
+        """Of a TFRecord's images where they are stored as plain pixels; None where as files.
+
+        Raises: SourceError if they are stored in another way.
+        """
+        path = self.first.parent / tfrecord.FEATURES
+        if not path.is_file():
             return None
-        schema = tfrecord.read_schema(self.first)
-        return schema.shape if schema.encoding == "raw" else None
+        try:
+            image = json.loads(path.read_text())["featuresDict"]["features"]["image"]
+            if "tensor" not in image:
+                return None
+            tensor = image["tensor"]
+            height, width, channels = map(int, tensor["shape"]["dimensions"])
+            if (tensor["dtype"], tensor["encoding"]) != ("uint8", "bytes"):
+                raise ValueError(f"{tensor['dtype']} with encoding {tensor['encoding']!r}")
+            if min(height, width) < 1 or channels not in (1, 3):
+                raise ValueError(f"the shape {height}x{width}x{channels}")
+        except (OSError, ValueError, KeyError, TypeError) as err:
+            raise SourceError(
+                f"{path}: images are {err}; expected features.Image, or features.Tensor of uint8 "
+                "with encoding 'bytes' and a shape (height, width, 1 or 3)"
+            ) from err
+        return height, width, channels
 
     def read(self, refs: Sequence[tuple[Any, ...]]) -> Iterator[np.ndarray | bytes]:
         return self._read_parquet(refs) if self.is_parquet else self._read_tfrecord(refs)
@@ -192,23 +225,30 @@ class Shards:
             yield np.frombuffer(data, np.uint8).reshape(shape) if shape else data
 
     def _read_parquet(self, refs: Sequence[tuple[str, int, int]]) -> Iterator[np.ndarray | bytes]:
-        """A row group is read once for all the refs in it, so a block of scattered samples costs
-        the row groups they lie in."""
-        import pyarrow.parquet as pq
-
-        columns, shape = self.columns, self.columns.shape
+        """A row group is read once for all the refs in it, when the first of them has its turn: a
+        split in its order costs one group at a time, a block of scattered samples those it needs.
+        """
+        shape = self.columns.shape
         wanted: dict[tuple[str, int], list[int]] = {}
         for position, (path, group, _) in enumerate(refs):
             wanted.setdefault((path, group), []).append(position)
         found: dict[int, Any] = {}
-        for (path, group), positions in wanted.items():
-            with pq.ParquetFile(path) as file:
-                images = file.read_row_group(group, [columns.image])[columns.image]
-            for position in positions:
-                value = images[refs[position][2]].as_py()
-                found[position] = value["bytes"] if isinstance(value, dict) else value
-        for position in range(len(refs)):
-            data = found.pop(position)
+        for position, (path, group, _) in enumerate(refs):
+            if position not in found:
+                images = self._row_group(path, group)
+                found |= {other: images[refs[other][2]].as_py() for other in wanted[path, group]}
+            value = found.pop(position)
+            data = value["bytes"] if isinstance(value, dict) else value
             if data is None:
-                raise OSError(f"{refs[position]}: has no bytes in the image column")
+                raise OSError("has no bytes in the image column")
             yield np.frombuffer(data, np.uint8).reshape(shape) if shape else data
+
+    def _row_group(self, path: str, group: int) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(path) as file:
+                return file.read_row_group(group, [self.columns.image])[self.columns.image]
+        except (pa.ArrowException, OSError) as err:  # its text may hold the path
+            raise OSError("its row group cannot be read") from err

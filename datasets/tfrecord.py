@@ -140,6 +140,8 @@ def records(path: Path) -> Iterator[Stored]:
 
     Raises: Damaged where a byte is not as it was written.
     """
+    from google.protobuf.message import DecodeError
+
     make = example_class()
     with path.open("rb") as file:
         while head := file.read(HEAD.size):
@@ -152,7 +154,10 @@ def records(path: Path) -> Iterator[Stored]:
             data, tail = file.read(length), file.read(CRC.size)
             if len(tail) < CRC.size or masked_crc(data) != CRC.unpack(tail)[0]:
                 raise Damaged(f"{path}: the record at byte {offset} is damaged")
-            yield Stored(offset, length, make.FromString(data))
+            try:
+                yield Stored(offset, length, make.FromString(data))
+            except DecodeError as err:
+                raise Damaged(f"{path}: the record at byte {offset} is no Example") from err
 
 
 def sidecars(schema: Schema, name: str, splits: dict[str, list[int]]) -> dict[str, bytes]:
