@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,17 @@ def extract(archive: Path, inside: str, folder: Path) -> Path:
     target = folder / inside
     if target.is_dir():
         return target
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".extract-") as scratch:
-        try:
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".extract-") as scratch:
             with tarfile.open(archive) as tar:
                 tar.extractall(scratch, filter="data")
-            shutil.move(Path(scratch) / inside, target)
-        except (tarfile.TarError, OSError, EOFError) as err:
-            raise EnvironmentFailed(
-                f"{archive}: cannot be extracted: {err}; remove it and run the same command again"
-            ) from err
+            try:
+                (Path(scratch) / inside).rename(target)
+            except OSError:
+                if not target.is_dir():  # else another process was faster
+                    raise
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as err:
+        raise EnvironmentFailed(
+            f"{archive}: cannot be extracted: {err}; remove it and run the same command again"
+        ) from err
     return target

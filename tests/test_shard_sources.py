@@ -72,9 +72,9 @@ def test_augmenting_our_shards_is_augmenting_what_they_were_made_from(tmp_path: 
     job = ("augment", "--limit", 300, "--workers", 0)
     wanted = ("--policy", "light", "--seed", 3, "--copies", 2)
     run(*job, *wanted, "--out", tmp_path / "direct")
-    for format in ("parquet", "tfrecord"):
-        between, out = tmp_path / format / "digits", tmp_path / format / "out"
-        run(*job, "--copies", 1, "--format", format, "--out", between)
+    for form in ("parquet", "tfrecord"):
+        between, out = tmp_path / form / "digits", tmp_path / form / "out"
+        run(*job, "--copies", 1, "--format", form, "--out", between)
         run(*job, *wanted, "--dataset", between, "--out", out)
         assert tree_hash(out) == tree_hash(tmp_path / "direct")
 
