@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ MANIFEST = "manifest.json"
 SUCCESS = "_SUCCESS"
 RECORDS = ".records"
 RUN = ".run.json"
-CHUNK = 1 << 20
+UNFINISHED = re.compile(r"\.(?P<out>.+)\.(partial|replaced)-[0-9a-f]{16}", re.S)
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,8 @@ def partial_folders(out: Path) -> list[Path]:
     """Unfinished runs of any job into `out`, and outputs on their way out."""
     if not out.parent.is_dir():
         return []
-    prefixes = (f".{out.name}.partial-", f".{out.name}.replaced-")
-    return sorted(p for p in out.parent.iterdir() if p.name.startswith(prefixes) and p.is_dir())
+    found = ((UNFINISHED.fullmatch(path.name), path) for path in out.parent.iterdir())
+    return sorted(p for match, p in found if match and match["out"] == out.name and p.is_dir())
 
 
 @contextmanager

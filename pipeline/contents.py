@@ -15,12 +15,12 @@ from pipeline.report import size
 def describe(folder: Path) -> None:
     """Prints job, counts and parameter ranges as tables; images are not read."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     manifest = read_manifest(folder)
     counts, ranges = collect(folder, manifest)
-    console = Console()
-    job = Table("job", "", title=str(folder), title_justify="left")
+    console = Console(markup=False, emoji=False)  # names are shown as they are
+    job = Table("job", Column(overflow="fold"), title=str(folder), title_justify="left")
     for name, value in manifest.job.items():
         if name not in ("splits", "source"):
             job.add_row(name, str(value))
@@ -31,15 +31,12 @@ def describe(folder: Path) -> None:
     job.add_row("not used", f"{len(manifest.quarantined)} inputs")
     console.print(job)
 
-    keys = sorted({(split, copy) for split, copy, _ in counts})
-    rows = Table(
-        "class", *[f"{split} {copy}" for split, copy in keys], title="images by split and copy"
-    )
+    columns = alike(counts)
+    rows = Table(Column("class", overflow="fold"), *columns, title="images of each copy, by split")
     for label, name in enumerate(manifest.classes):
-        if any((split, copy, label) in counts for split, copy in keys):
-            rows.add_row(name, *[f"{counts[split, copy, label]:,}" for split, copy in keys])
-    total = [sum(n for (s, c, _), n in counts.items() if (s, c) == key) for key in keys]
-    rows.add_row("all", *[f"{n:,}" for n in total])
+        if any(label in column for column in columns.values()):
+            rows.add_row(name, *[f"{column[label]:,}" for column in columns.values()])
+    rows.add_row("all", *[f"{column.total():,}" for column in columns.values()])
     console.print(rows)
 
     if ranges:
@@ -49,6 +46,24 @@ def describe(folder: Path) -> None:
         console.print(table)
     for name, why in manifest.quarantined:
         console.print(f"not used: {name}: {why}", markup=False)
+
+
+def alike(counts: Counter[tuple[str, int, int]]) -> dict[str, Counter[int]]:
+    """`train 0 to 4` -> images of each class, for copies in a row that have the same: many columns
+    would not fit a terminal."""
+    by_copy: dict[tuple[str, int], Counter[int]] = {}
+    for (split, copy, label), n in sorted(counts.items()):
+        by_copy.setdefault((split, copy), Counter())[label] = n
+    groups: list[tuple[str, int, int, Counter[int]]] = []
+    for (split, copy), found in by_copy.items():
+        if groups and groups[-1][0] == split and groups[-1][3] == found:
+            groups[-1] = (split, groups[-1][1], copy, found)
+        else:
+            groups.append((split, copy, copy, found))
+    return {
+        f"{split} {low}" if low == high else f"{split} {low} to {high}": found
+        for split, low, high, found in groups
+    }
 
 
 def collect(

@@ -18,6 +18,7 @@ from datasets.errors import EnvironmentFailed, NotCommitted, OutputError
 from datasets.manifest import (
     RECORDS,
     RUN,
+    UNFINISHED,
     Manifest,
     Record,
     commit,
@@ -290,11 +291,9 @@ def clean(folder: Path, report: Report) -> int:
     """
     removed = 0
     for path in sorted(folder.rglob(".*")):
-        head, mark, _ = path.name.partition(".partial-")
-        if not mark:
-            head, mark, _ = path.name.partition(".replaced-")
-        if mark and path.is_dir():
-            with hold(path.with_name(head[1:])):
+        found = UNFINISHED.fullmatch(path.name)
+        if found and path.is_dir():
+            with hold(path.with_name(found["out"])):
                 shutil.rmtree(path)
             report.say(f"removed {path}", event="removed")
             removed += 1

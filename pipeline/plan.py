@@ -31,6 +31,9 @@ from pipeline.task import (
     resolve_encoding,
 )
 
+# Samples and copies that are written for an estimate; more samples while they decode to 1 MB.
+FEW, MAX_MEASURED, MEASURED_BYTES = 8, 512, 2**20
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -163,26 +166,35 @@ def make_plan(config: AugmentConfig) -> Plan:
 def estimate_bytes(plan: Plan) -> tuple[float, float]:
     """(bytes, seconds on one core) that the whole output takes, from a measured sample of it.
 
-    Two samples of one block are written in full to nowhere.
+    A few samples of the largest block and a few of their copies are written to nowhere: 8, or more
+    where images are so small that what a file costs beside its rows would tell.
     """
     import io
 
     from pipeline.shard import fill_shard
 
     task = max(plan.tasks(), key=n_images)
-    few = np.arange(min(len(task.samples), 8))
-    small = replace(
-        task,
-        samples=task.samples.take(few),
-        digests=task.digests[: len(few)],
-        unreadable={i: why for i, why in task.unreadable.items() if i < len(few)},
-    )
-    fill_shard(small, io.BytesIO(), in_child=False)  # the first call pays for imports and caches
+    image_bytes = int(plan.scans[task.split].shapes.prod(axis=1).max())
+    n = max(FEW, min(MAX_MEASURED, MEASURED_BYTES // max(1, image_bytes)))
+    fill_shard(excerpt(task, 1), io.BytesIO(), in_child=False)  # pays for imports and caches
     started = time.perf_counter()
-    record = fill_shard(small, io.BytesIO(), in_child=False)
+    record = fill_shard(excerpt(task, n), io.BytesIO(), in_child=False)
     seconds = time.perf_counter() - started
     share = plan.n_images / max(1, record.rows)
     return record.bytes * share, seconds * share
+
+
+def excerpt(task: Task, n: int) -> Task:
+    """The task of the first n samples and the first few copies."""
+    split = task.job.splits[task.split]
+    fewer = {**task.job.splits, task.split: {**split, "copies": min(FEW, split["copies"])}}
+    return replace(
+        task,
+        job=replace(task.job, splits=fewer),
+        samples=task.samples.take(np.arange(min(n, len(task.samples)))),
+        digests=task.digests[:n],
+        unreadable={i: why for i, why in task.unreadable.items() if i < n},
+    )
 
 
 def describe_plan(config: AugmentConfig) -> str:
