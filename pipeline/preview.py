@@ -13,6 +13,7 @@ from datasets import images
 from datasets.blocks import limited
 from datasets.catalog import open_source
 from datasets.errors import EnvironmentFailed, ImageError, UserError
+from datasets.fingerprint import read_each
 from datasets.formats import FORMATS
 from datasets.manifest import read_manifest
 from datasets.source import check_listing, sample_keys
@@ -47,10 +48,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Rows of tiles with a title; each row is named by its class."""
+    """Rows of tiles with a title; each row is named by its class, each column by its copy."""
 
     title: str
     names: list[str]
+    copies: list[int]
     rows: list[list[Tile]]
 
 
@@ -90,16 +92,22 @@ def from_source(
     if split not in listing.splits:
         raise UserError(f"--split {split}: {dataset} has {', '.join(listing.splits)}")
     samples = listing.splits[split].take(limited(listing.splits[split].ids, n_samples))
+    if not len(samples):
+        raise UserError(f"--split {split}: {dataset} has no image in it; choose another split")
+    copies = list(range(n_copies + 1))
     library = LibraryStage(policy.library) if policy.library else None
     names, rows = [], []
-    for i, data in enumerate(source.read(samples.refs)):
+    for i, data in enumerate(read_each(source, samples.refs)):
+        if isinstance(data, OSError):
+            why = f"cannot be read: {data.strerror or data}"
+            raise UserError(f"{samples.ids[i]}: {why}; it would not be used")
         box = None if samples.boxes is None else tuple(samples.boxes[i].tolist())
         try:
             image = decode_one(data, source.channels, box, image_size, None)[None]
         except ImageError as err:
             raise UserError(f"{samples.ids[i]}: {err}; it would not be used") from err
         row = []
-        for copy in range(n_copies + 1):
+        for copy in copies:
             keys = sample_keys([samples.ids[i]])
             out, params, done = augment_batch(
                 policy, image, prepare(image, policy.fill), keys, copy, seed, library
@@ -109,15 +117,16 @@ def from_source(
             row.append(Tile(out[0], text))
         names.append(listing.classes[int(samples.labels[i])])
         rows.append(row)
-    return Sheet(f"{source.name}, {split}: {policy}", names, rows)
+    return Sheet(f"{source.name}, {split}: {policy}", names, copies, rows)
 
 
 def from_output(folder: Path, split: str, n_samples: int, n_copies: int) -> Sheet:
     """The first samples of the first shards of an output, as they are stored."""
     manifest = read_manifest(folder)
-    shards = [r for r in manifest.shards if r.split == split and r.rows]
+    filled = [r for r in manifest.shards if r.rows]
+    shards = [r for r in filled if r.split == split]
     if not shards:
-        known = ", ".join(sorted({r.split for r in manifest.shards}))
+        known = ", ".join(sorted({r.split for r in filled}))
         raise UserError(f"--split {split}: {folder} has {known}")
     found: dict[str, dict[int, tuple[Tile, int]]] = {}
     for record in shards:
@@ -136,8 +145,9 @@ def from_output(folder: Path, split: str, n_samples: int, n_copies: int) -> Shee
         if len(found) == n_samples:
             break
     names = [manifest.classes[next(iter(tiles.values()))[1]] for tiles in found.values()]
-    grid = [[tiles[copy][0] for copy in sorted(tiles)] for tiles in found.values()]
-    return Sheet(f"{folder.name}, {split}: {manifest.job['policy']}", names, grid)
+    copies = sorted({copy for tiles in found.values() for copy in tiles})
+    grid = [[tiles[copy][0] for copy in copies] for tiles in found.values()]
+    return Sheet(f"{folder.name}, {split}: {manifest.job['policy']}", names, copies, grid)
 
 
 def draw(sheet: Sheet, out: Path) -> str:
@@ -154,14 +164,14 @@ def draw(sheet: Sheet, out: Path) -> str:
         max(image.height for image in row) + LINE_PX * max(map(len, captions)) + MARGIN_PX
         for row, captions in zip(scaled, lines, strict=True)
     ]
-    n_columns = max(len(row) for row in sheet.rows)
+    n_columns = len(sheet.copies)
     width = LEFT_PX + n_columns * (TILE_PX + MARGIN_PX)
     canvas = Image.new("RGB", (width, TOP_PX + sum(heights)), "white")
     pen = ImageDraw.Draw(canvas)
     pen.text((MARGIN_PX, 10), fitted(sheet.title, large, width - 2 * MARGIN_PX), "black", large)
-    for column in range(n_columns):
+    for column, copy in enumerate(sheet.copies):
         x = LEFT_PX + column * (TILE_PX + MARGIN_PX)
-        pen.text((x, TOP_PX - LINE_PX - 6), f"copy {column}", "#777777", small)
+        pen.text((x, TOP_PX - LINE_PX - 6), f"copy {copy}", "#777777", small)
     y = TOP_PX
     for name, row, captions, height in zip(sheet.names, scaled, lines, heights, strict=True):
         middle = y + max(image.height for image in row) // 2 - LINE_PX // 2
