@@ -117,6 +117,8 @@ def recompute(
     listing = source.listing()
     where = {}
     for split in job.splits:
+        if split not in listing.splits:
+            raise UserError(f"{dataset}: has no split {split!r} any more")
         samples = listing.splits[split]
         for i in limited(samples.ids, job.limit).tolist():
             where[samples.ids[i]] = (samples, i)
@@ -127,8 +129,12 @@ def recompute(
             raise UserError(f"{dataset}: has no sample {sample_id!r} any more")
         samples, i = where[sample_id]
         box = None if samples.boxes is None else tuple(samples.boxes[i].tolist())
-        image = next(source.read([samples.refs[i]]))
-        image = decode_one(image, source.channels, box, job.image_size, None)[None]
+        try:
+            data = next(source.read([samples.refs[i]]))
+            image = decode_one(data, source.channels, box, job.image_size, None)[None]
+        except (OSError, ImageError) as err:
+            why = getattr(err, "strerror", None) or err
+            raise UserError(f"{dataset}: {sample_id!r} cannot be used any more: {why}") from err
         out, params, _ = augment_batch(
             policy,
             image,

@@ -107,3 +107,26 @@ def test_deep_finds_a_source_that_changed(tmp_path: Path) -> None:
     a.write_bytes(b.read_bytes())
     result = run("verify", tmp_path / "out", "--deep", "--dataset", photos, code=3)
     assert "differs from what the source gives" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("missing", "'cat/000.png' cannot be used any more: No such file or directory"),
+        ("empty", "'cat/000.png' cannot be used any more: empty file"),
+        ("renamed split", "has no split 'train' any more"),
+    ],
+)
+def test_deep_says_what_of_a_source_is_gone(tmp_path: Path, change: str, expected: str) -> None:
+    photos, table = write_photos(tmp_path / "photos"), tmp_path / "photos" / "l.csv"
+    names = [p.relative_to(photos).as_posix() for p in sorted(photos.rglob("*.png"))]
+    table.write_text("path,label,split\n" + "".join(f"{name},1,train\n" for name in names))
+    run("augment", "--dataset", table, "--out", tmp_path / "out", "--workers", 0)
+    if change == "missing":
+        (photos / "cat" / "000.png").unlink()
+    elif change == "empty":
+        (photos / "cat" / "000.png").write_bytes(b"")
+    else:
+        table.write_text(table.read_text().replace(",train", ",val"))
+    result = run("verify", tmp_path / "out", "--deep", "--dataset", table)
+    assert f"NOT compared with the source: {table}: {expected}" in result.stdout
