@@ -261,7 +261,6 @@ ALL, ORIGINAL = [0, 1, 2], [0]
 @pytest.mark.parametrize(
     ("options", "train", "test"),
     [
-        ((), ALL, ORIGINAL),
         (("--split", "test"), ORIGINAL, ALL),
         (("--split", "all"), ALL, ALL),
         (("--no-eval-splits",), ALL, None),

@@ -31,7 +31,7 @@ def read_by(library: str, folder: Path) -> list[dict[str, Any]]:
         text=True,
         timeout=300,
         check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
