@@ -14,84 +14,85 @@ import argparse
 import json
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from measure import PEERS_PYTHON, PIPELINE, ROOT, row, scratch_folder, seconds
 
 PEERS = ROOT / "benchmarks" / "peers"
 CACHE = Path.home() / ".cache" / "augmentation-pipeline"
-REPEATS = 3  # of what takes seconds: the best of them counts, for both sides
+ROUNDS = 5  # all in turn, and the best of each counts: machines are not equally fast all the time
 WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One command to compare with. claim: at least so many times our seconds. rounds: fewer for
+    what takes minutes. bare: compared without start-up on both sides, which it prints itself."""
+
+    name: str
+    script: str
+    claim: float
+    more: tuple[str, ...] = ()
+    rounds: int = ROUNDS
+    bare: bool = False
+
+    def run(self, source: Path, copies: int, folder: Path) -> float:
+        out = folder / "peer"
+        out.mkdir()
+        kind = "cifar10" if (source / "cifar-10-batches-bin").is_dir() else "photos"
+        python = sys.executable if self.bare else PEERS_PYTHON
+        script = str(PEERS / self.script)
+        took, printed = seconds(
+            [python, script, kind, str(source), str(out), str(copies), *self.more]
+        )
+        shutil.rmtree(out)
+        return float(printed) if self.bare else took
 
 
 def ours(folder: Path, options: list[str]) -> tuple[float, float]:
     """Seconds of the whole command, and of its work without start-up."""
-    best = (float("inf"), float("inf"))
-    for _ in range(REPEATS):
-        out = folder / "ours"
-        command = [PIPELINE, "augment", *options, "--out", str(out), "--workers", str(WORKERS)]
-        took, _ = seconds(command)
-        log = folder / "ours.runs.jsonl"
-        best = min(best, (took, json.loads(log.read_text())["seconds"]["work"]))
-        shutil.rmtree(out)
-        log.unlink()
-    return best
+    out = folder / "ours"
+    took, _ = seconds([PIPELINE, "augment", *options, "--out", str(out), "--workers", str(WORKERS)])
+    log = folder / "ours.runs.jsonl"
+    work = json.loads(log.read_text())["seconds"]["work"]
+    shutil.rmtree(out)
+    log.unlink()
+    return took, work
 
 
-def peer(
-    python: str, script: str, source: Path, copies: int, folder: Path, *more: str, repeats: int = 1
-) -> tuple[float, str]:
-    """The best seconds of a peer's whole command, and what it printed then."""
-    out, best = folder / "peer", (float("inf"), "")
-    for _ in range(repeats):
-        out.mkdir()
-        name = "cifar10" if (source / "cifar-10-batches-bin").is_dir() else "photos"
-        command = [python, str(PEERS / script), name, str(source), str(out), str(copies), *more]
-        best = min(best, seconds(command))
-        shutil.rmtree(out)
-    return best
-
-
-def compare_with_bare_loop(source: Path, copies: int, folder: Path, work: float, claim: float):
-    bare = min(
-        float(peer(sys.executable, "bare_loop.py", source, copies, folder)[1])
-        for _ in range(REPEATS)
-    )
-    row("bare loop, without start-up", bare)
-    return row("ours, without start-up", work, bare / work, claim)
-
-
-def cifar10(data_dir: Path, folder: Path) -> bool:
-    options = ["--dataset", "cifar10", "--data-dir", str(data_dir), "--copies", "10"]
-    options += ["--no-original", "--no-eval-splits", "--policy", "standard"]
-    took, work = ours(folder, options)
+def compare(source: Path, copies: int, options: list[str], peers: list[Peer], folder: Path) -> bool:
+    """Prints the table; whether every claim holds."""
+    mine: list[tuple[float, float]] = []
+    theirs: dict[Peer, list[float]] = {peer: [] for peer in peers}
+    for i in range(ROUNDS):
+        mine.append(ours(folder, [*options, "--copies", str(copies), "--no-original"]))
+        for peer, found in theirs.items():
+            if i < peer.rounds:
+                found.append(peer.run(source, copies, folder))
+    took, work = (min(column) for column in zip(*mine, strict=True))
     row("pipeline augment", took)
-    source = data_dir / "cifar10"
-    holds = [compare_with_bare_loop(source, 10, folder, work, 0.8)]
-    for name, script, claim in (
-        ("albumentations, pool of 2", "albumentations_pool.py", 7),
-        ("Keras preprocessing layers in tf.data", "keras_layers.py", 7),
-        ("ImageDataGenerator", "image_data_generator.py", 20),
-    ):
-        theirs, _ = peer(PEERS_PYTHON, script, source, 10, folder)
-        holds.append(row(name, theirs, theirs / took, claim))
+    row("pipeline augment, without start-up", work)
+    holds = [
+        row(peer.name, min(found), min(found) / (work if peer.bare else took), peer.claim)
+        for peer, found in theirs.items()
+    ]
     return all(holds)
 
 
-def photos(source: Path, folder: Path) -> bool:
-    options = ["--dataset", str(source), "--split", "all", "--image-size", "224", "--copies", "32"]
-    options += ["--no-original", "--policy", "standard", "--encoding", "jpeg", "--quality", "95"]
-    took, work = ours(folder, options)
-    row("pipeline augment", took)
-    holds = [compare_with_bare_loop(source, 32, folder, work, 0.9)]
-    for name, more, claim in (
-        ("albumentations, pool of 2, decode per copy", ["per-copy"], 3.5),
-        ("albumentations, pool of 2, decode once", [], 1.5),
-    ):
-        script = "albumentations_pool.py"
-        theirs, _ = peer(PEERS_PYTHON, script, source, 32, folder, *more, repeats=REPEATS)
-        holds.append(row(name, theirs, theirs / took, claim))
-    return all(holds)
+BARE = "bare loop, without start-up"
+CIFAR10 = [
+    Peer(BARE, "bare_loop.py", 0.8, bare=True),
+    Peer("albumentations, pool of 2", "albumentations_pool.py", 7, rounds=2),
+    Peer("Keras preprocessing layers in tf.data", "keras_layers.py", 7, rounds=2),
+    Peer("ImageDataGenerator", "image_data_generator.py", 20, rounds=1),
+]
+POOL = "albumentations_pool.py"
+PHOTOS = [
+    Peer(BARE, "bare_loop.py", 0.9, bare=True),
+    Peer("albumentations, pool of 2, decode per copy", POOL, 3.5, ("per-copy",)),
+    Peer("albumentations, pool of 2, decode once", POOL, 1.5),
+]
 
 
 def make_photos(folder: Path) -> Path:
@@ -118,10 +119,16 @@ def main() -> None:
     parser.add_argument("--photos", type=Path)
     arguments = parser.parse_args()
     with scratch_folder() as folder:
+        options = ["--policy", "standard"]
         if arguments.what == "cifar10":
-            holds = cifar10(arguments.data_dir, folder)
+            source = arguments.data_dir / "cifar10"
+            options += ["--dataset", "cifar10", "--data-dir", str(arguments.data_dir)]
+            holds = compare(source, 10, [*options, "--no-eval-splits"], CIFAR10, folder)
         else:
-            holds = photos(arguments.photos or make_photos(folder), folder)
+            source = arguments.photos or make_photos(folder)
+            options += ["--dataset", str(source), "--split", "all", "--image-size", "224"]
+            options += ["--encoding", "jpeg", "--quality", "95"]
+            holds = compare(source, 32, options, PHOTOS, folder)
     raise SystemExit(0 if holds else 1)
 
 
