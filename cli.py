@@ -108,7 +108,9 @@ def augment(
     encoding: Annotated[
         Encoding, typer.Option(help="auto: raw up to 64 px where all sizes are equal, else jpeg.")
     ] = Encoding.auto,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 95,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="JPEG quality.", show_default="95")
+    ] = None,
     compression: Annotated[
         Compression, typer.Option(help="Of Parquet columns.")
     ] = Compression.none,
@@ -148,8 +150,8 @@ def augment(
         raise UserError(
             "--online: not there yet; `pipeline augment --offline` writes the same images"
         )
-    from pipeline.offline import materialize
-    from pipeline.plan import AugmentConfig, describe_plan
+    from pipeline import offline
+    from pipeline.plan import AugmentConfig
     from pipeline.report import Report, summary_lines
 
     options = {} if workers is None else {"workers": workers}
@@ -177,10 +179,9 @@ def augment(
     )
     report = Report(quiet=quiet, log_format=log_format.value)
     if dry_run:
-        print(describe_plan(config))
-        return
-    summary = materialize(config, report)
-    summary_lines(summary, report)
+        print(offline.dry_run(config, report))
+    else:
+        summary_lines(offline.materialize(config, report), report)
 
 
 @app.command()
@@ -216,24 +217,31 @@ def preview(
     folder: Annotated[
         Path | None, typer.Argument(help="Output of `pipeline augment`, instead of a data set.")
     ] = None,
-    dataset: Dataset = "digits",
+    dataset: Annotated[
+        str | None, typer.Option(help="Name or path, as for augment.", show_default="digits")
+    ] = None,
     data_dir: DataDir = DATA_DIR,
     split: Annotated[str, typer.Option(help="The split to show.")] = "train",
     policy: Policy = None,
     copies: Annotated[int, typer.Option(min=1, max=16, help="Augmented copies to show.")] = 6,
     samples: Annotated[int, typer.Option(min=1, max=40, help="Samples to show.")] = 8,
     image_size: ImageSize = None,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Augmentation seed.", show_default="0")] = None,
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("preview.png"),
 ) -> None:
     """Draw a contact sheet: a row a sample, a column a copy, with the parameters under each."""
     from pipeline import preview as sheet
 
-    if folder is not None:
+    size = parse_size(image_size)
+    if folder is None:
+        name = "digits" if dataset is None else dataset
+        tiles = sheet.from_source(name, data_dir, split, policy, samples, copies, size, seed or 0)
+    elif (dataset, policy, size, seed) == (None, None, None, None):
         tiles = sheet.from_output(folder, split, samples, copies)
     else:
-        tiles = sheet.from_source(
-            dataset, data_dir, split, policy, samples, copies, parse_size(image_size), seed
+        raise UserError(
+            f"{folder}: shown as it is stored; --dataset, --policy, --image-size and --seed belong "
+            "to a preview of a data set: leave them out, or leave the folder out"
         )
     print(sheet.draw(tiles, out))
 
@@ -258,15 +266,18 @@ def policies() -> None:
 
 @app.command()
 def clean(
-    folder: Annotated[Path, typer.Argument(help="Folder under which outputs lie.")] = Path(
-        "augmented"
-    ),
+    folder: Annotated[
+        Path, typer.Argument(help="An output, or a folder under which outputs lie.")
+    ] = Path("augmented"),
 ) -> None:
     """Remove what unfinished runs have left beside outputs."""
-    from pipeline.offline import clean as remove
-    from pipeline.report import Report
+    from datasets.commit import clean as remove
 
-    print(f"{remove(folder, Report())} removed under {folder}")
+    n = 0
+    for line in remove(folder):
+        print(line)
+        n += 1
+    print(f"{n} unfinished under {folder}")
 
 
 def check_packages() -> None:
@@ -287,9 +298,9 @@ def stop(signum: int, frame: object) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """The command `pipeline`: exit codes as in `datasets.errors`, 130 and 143 where interrupted."""
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    """The command `pipeline`; exit codes as in `datasets.errors`, or 128 and the signal."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
     try:
         check_packages()
         raise SystemExit(app())

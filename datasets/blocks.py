@@ -16,8 +16,10 @@ SMALL = 256  # samples; below it one block is enough
 
 
 def default_block_samples(image_bytes: int) -> int:
-    """Samples a block by default, from the bytes of one decoded image (of the largest one)."""
-    return max(1, min(MAX_BLOCK_SAMPLES, BLOCK_BYTES // max(1, image_bytes)))
+    """Samples a block by default, from the mean bytes of a decoded image: a power of two, so that
+    one more image does not change it."""
+    fit = max(1, min(MAX_BLOCK_SAMPLES, BLOCK_BYTES // max(1, image_bytes)))
+    return 1 << (fit.bit_length() - 1)
 
 
 def count_blocks(n_samples: int, block_samples: int) -> int:

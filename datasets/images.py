@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets.errors import ImageError
+from datasets.errors import EnvironmentFailed, ImageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +28,7 @@ PLUGINS = {  # Pillow loads the less usual ones only when asked; MPO comes with 
 }
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MAX_PIXELS = 100_000_000  # of a declared size; 300 MB decoded: a bomb is refused by its header
+MAX_JPEG_SIDE = 65_500
 ORIENTATION = 0x0112
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -62,8 +63,10 @@ def opened(data: bytes) -> Iterator[Image.Image]:
         raise ImageError("not a JPEG, PNG, WebP, BMP, TIFF or GIF image") from err
     except Image.DecompressionBombError as err:
         raise ImageError(f"declares more than {MAX_PIXELS:,} pixels") from err
-    except MemoryError as err:
-        raise ImageError("needs more memory than there is") from err
+    except MemoryError as err:  # no fault of the image: elsewhere there may be enough
+        raise EnvironmentFailed(
+            "not enough memory to decode an image; use fewer --workers or a machine with more"
+        ) from err
     except Exception as err:  # Pillow's decoders raise nearly every type there is
         reason = (str(err).splitlines() or [""])[0]
         reason = re.sub(r" ?<[^>]* at 0x[0-9a-f]+>", "", reason)
@@ -188,6 +191,16 @@ def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
     part = image[top : top + part_h, left : left + part_w]
     how = cv2.INTER_AREA if part_h >= height and part_w >= width else cv2.INTER_LINEAR
     return cv2.resize(part, (width, height), interpolation=how).reshape(height, width, channels)
+
+
+def check_encodable(image: np.ndarray, encoding: str) -> None:
+    """Raises: ImageError if the encoding cannot hold an image of that size."""
+    height, width = image.shape[:2]
+    if encoding == "jpeg" and max(height, width) > MAX_JPEG_SIDE:
+        raise ImageError(
+            f"has {width}x{height} pixels; a JPEG holds at most {MAX_JPEG_SIDE:,} a side: use "
+            "--encoding png, or --image-size"
+        )
 
 
 def encode(image: np.ndarray, encoding: str, quality: int) -> bytes:

@@ -1,38 +1,19 @@
-"""What a run wrote: records of shards, the manifest, the commit, and the check of it all.
-
-A run works in a hidden sibling of OUT, `.NAME.partial-HASH`:
-
-    train-00000-of-00008.parquet   a finished shard (written under a dotted name, then renamed)
-    .records/train-00000-of-...    its record, written after it: the shard counts as done
-    .run.json                      job, versions and probe that every resume must share
-    manifest.json                  written when all shards are there
-    _SUCCESS                       empty, last
-
-Commit is the rename of that folder to OUT.
-"""
+"""What a run wrote: the record of each shard, the manifest of them all, and the check of both."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets.errors import Damaged, EnvironmentFailed, OutputBusy, OutputError
+from datasets.errors import Damaged, OutputError
 from datasets.schema import canonical_json
 
 MANIFEST = "manifest.json"
 SUCCESS = "_SUCCESS"
-RECORDS = ".records"
-RUN = ".run.json"
-UNFINISHED = re.compile(r"\.(?P<out>.+)\.(partial|replaced)-[0-9a-f]{16}", re.S)
 
 
 @dataclass(frozen=True)
@@ -86,15 +67,18 @@ def decode_manifest(text: str, where: Path) -> Manifest:
         whole = canonical_json({**body, "sha256": found}) == text
         if not whole or found != sha256_text(canonical_json(body)):
             raise ValueError("its own sha256 does not fit")
-        records = [
-            Record(**{**r, "quarantined": [(i, why) for i, why in r["quarantined"]]})
-            for r in body.pop("shards")
-        ]
+        records = [read_record(r) for r in body.pop("shards")]
         return Manifest(shards=records, **body)
     except (ValueError, KeyError, TypeError, AttributeError) as err:
         raise Damaged(
             f"{where}: the manifest is damaged ({err}); write the output again with --overwrite"
         ) from err
+
+
+def read_record(body: dict[str, Any]) -> Record:
+    """The record as it was before it became JSON, which knows no tuples."""
+    pairs = [(sample_id, reason) for sample_id, reason in body["quarantined"]]
+    return Record(**{**body, "quarantined": pairs})
 
 
 def sha256_text(text: str) -> str:
@@ -108,78 +92,14 @@ def sha256_file(path: Path) -> tuple[int, str]:
         return file.tell(), digest.hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """The whole file or none of it: to a dotted name beside it, flushed to disk, renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-
-
-def sync_folder(path: Path) -> None:
-    """Makes renames inside the folder survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
+def is_output(folder: Path) -> bool:
+    """Whether `pipeline augment` wrote the folder: its manifest says so. Others write a `_SUCCESS`
+    too, and what they wrote is never to be replaced."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def partial_folder(out: Path, job_sha256: str) -> Path:
-    return out.with_name(f".{out.name}.partial-{job_sha256[:16]}")
-
-
-def replaced_folder(partial: Path) -> Path:
-    """Where the output that a finished run replaces waits to be removed."""
-    return partial.with_name(partial.name.replace(".partial-", ".replaced-"))
-
-
-def partial_folders(out: Path) -> list[Path]:
-    """Unfinished runs of any job into `out`, and outputs on their way out."""
-    if not out.parent.is_dir():
-        return []
-    found = ((UNFINISHED.fullmatch(path.name), path) for path in out.parent.iterdir())
-    return sorted(p for match, p in found if match and match["out"] == out.name and p.is_dir())
-
-
-@contextmanager
-def hold(out: Path) -> Iterator[None]:
-    """Holds `out` for this process until the block ends or the process dies.
-
-    Raises: OutputBusy if another process holds it; EnvironmentFailed if its parent folder cannot
-      be written.
-    """
-    path = out.with_name(f".{out.name}.lock")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The holder before us may have removed the file between open and flock.
-                if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-                    break
-            except BlockingIOError:
-                os.close(handle)
-                raise OutputBusy(
-                    f"{out}: another run is writing it; wait for that one or choose another --out"
-                ) from None
-            os.close(handle)
-    except OSError as err:
-        raise EnvironmentFailed(
-            f"{out.parent}: cannot be written ({err.strerror}); choose another --out"
-        ) from err
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def is_committed(folder: Path) -> bool:
-    return (folder / SUCCESS).is_file()
+        found = json.loads((folder / MANIFEST).read_bytes())
+        return isinstance(found, dict) and {"job_sha256", "shards", "probe"} <= set(found)
+    except (OSError, ValueError):
+        return False
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -193,62 +113,13 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise OutputError(f"{folder}: no {MANIFEST}, so not an output of `pipeline augment`")
-    if not is_committed(folder):
-        raise Damaged(f"{folder}: no {SUCCESS}, so it was never committed; write it again")
+    if not (folder / SUCCESS).is_file():
+        raise Damaged(f"{folder}: no {SUCCESS}; write the output again with --overwrite")
     try:
         text = path.read_bytes().decode()
     except UnicodeDecodeError as err:
         raise Damaged(f"{path}: the manifest is damaged ({err.reason})") from err
     return decode_manifest(text, path)
-
-
-def read_records(partial: Path) -> dict[str, Record]:
-    """The shards that are done, by name: those whose record and whole file are there."""
-    done = {}
-    for path in sorted((partial / RECORDS).glob("*.json")):
-        record = Record(**json.loads(path.read_text()))
-        shard = partial / record.name
-        if shard.is_file() and shard.stat().st_size == record.bytes:
-            done[record.name] = record
-    return done
-
-
-def write_record(partial: Path, record: Record) -> None:
-    text = canonical_json(asdict(record))
-    write_atomically(partial / RECORDS / f"{record.name}.json", text.encode())
-
-
-def seal(partial: Path, manifest: Manifest, sidecars: dict[str, bytes]) -> None:
-    """Writes the manifest, and the files beside the shards that it names: the data are complete."""
-    for name, data in sidecars.items():
-        write_atomically(partial / name, data)
-    write_atomically(partial / MANIFEST, encode_manifest(manifest).encode())
-
-
-def is_sealed(partial: Path) -> bool:
-    return (partial / MANIFEST).is_file()
-
-
-def commit(partial: Path, out: Path) -> None:
-    """Turns a sealed partial folder into `out`, in one rename; may be repeated after a crash.
-
-    An output of ours that is in the way is moved aside first and removed after.
-    """
-    if (partial / RECORDS).exists():
-        shutil.rmtree(partial / RECORDS)
-    for leftover in partial.glob(".*"):
-        leftover.unlink()
-    write_atomically(partial / SUCCESS, b"")
-    sync_folder(partial)
-    replaced = replaced_folder(partial)
-    if out.exists() and any(out.iterdir()):
-        if replaced.exists():  # a crash after an earlier commit: what it holds was replaced
-            shutil.rmtree(replaced)
-        out.rename(replaced)
-    partial.rename(out)
-    sync_folder(out.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
 
 
 def damages(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:

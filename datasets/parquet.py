@@ -83,15 +83,18 @@ class Writer:
             write_statistics=["copy"],
         )
         self.waiting: list[pa.RecordBatch] = []
+        self.waiting_bytes = 0
         self.copy = -1
 
     def write(self, rows: Rows) -> None:
         if rows.copy != self.copy:
             self.flush()
             self.copy = rows.copy
-        self.waiting.append(self.to_batch(rows))
+        batch = self.to_batch(rows)
+        self.waiting.append(batch)
+        self.waiting_bytes += batch.nbytes
         is_raw = self.schema.field("image").type != ENCODED
-        if is_raw or sum(batch.nbytes for batch in self.waiting) >= ROW_GROUP_BYTES:
+        if is_raw or self.waiting_bytes >= ROW_GROUP_BYTES:
             self.flush()
 
     def to_batch(self, rows: Rows) -> pa.RecordBatch:
@@ -119,7 +122,7 @@ class Writer:
         table = pa.Table.from_batches(self.waiting, self.schema)
         if len(table):
             self.file.write_table(table, row_group_size=len(table))
-        self.waiting = []
+        self.waiting, self.waiting_bytes = [], 0
 
     def close(self) -> None:
         self.flush()
@@ -180,5 +183,8 @@ def read_images(column: pa.Array, schema: Schema) -> np.ndarray | list[bytes]:
 
 def read_columns(path: Path, names: list[str] | None) -> pa.Table:
     """The named columns of a shard, or with None all but the images."""
-    names = names or [name for name in pq.read_schema(path).names if name != "image"]
-    return pq.read_table(path, columns=names, partitioning=None)
+    try:
+        names = names or [name for name in pq.read_schema(path).names if name != "image"]
+        return pq.read_table(path, columns=names, partitioning=None)
+    except (pa.ArrowException, OSError) as err:
+        raise Damaged(f"{path}: cannot be read: {str(err).splitlines()[0]}") from err

@@ -49,6 +49,18 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, i: int) -> Rows:
+        """Row i by itself, in memory of its own."""
+        stored = self.images[i]
+        return Rows(
+            images=stored[None].copy() if isinstance(stored, np.ndarray) else [stored],
+            labels=self.labels[i : i + 1].copy(),
+            ids=[self.ids[i]],
+            copy=self.copy,
+            params={name: values[i : i + 1].copy() for name, values in self.params.items()},
+            library=None if self.library is None else [self.library[i]],
+        )
+
 
 def canonical_json(value: object) -> str:
     """The one way this project writes JSON that is hashed: sorted keys, two-space indent, a final

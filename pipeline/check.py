@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from datasets import images
-from datasets.blocks import limited
 from datasets.catalog import open_source
 from datasets.errors import Damaged, ImageError, UserError
+from datasets.fingerprint import fingerprint, scan
 from datasets.formats import FORMATS
 from datasets.manifest import Manifest, damages, read_manifest
 from datasets.schema import Rows, Schema
 from datasets.source import sample_keys
 from pipeline.job import Job, probe, read_policy
+from pipeline.plan import choose_samples
 
 RECOMPUTED = 64  # rows of an output that --deep makes again from the source
 
@@ -51,7 +51,7 @@ def check_deep(folder: Path, manifest: Manifest, dataset: str | None, data_dir: 
     job = read_job(manifest)
     schema = job.schema(tuple(manifest.classes))
     wanted = chosen_rows(folder, manifest)
-    kept: dict[tuple[str, int], tuple[Rows, int]] = {}
+    kept: dict[tuple[str, int], Rows] = {}
     for record in manifest.shards:
         n = 0
         for rows in FORMATS[job.format].read(folder / record.name):
@@ -59,7 +59,7 @@ def check_deep(folder: Path, manifest: Manifest, dataset: str | None, data_dir: 
             check_images(record.name, rows, schema)
             for i, sample_id in enumerate(rows.ids):
                 if (sample_id, rows.copy) in wanted:
-                    kept[sample_id, rows.copy] = (rows, i)
+                    kept[sample_id, rows.copy] = rows.take(i)
         if n != record.rows:
             raise Damaged(f"{folder / record.name}: {n} rows, the manifest says {record.rows}")
     line = "every row decodes"
@@ -99,13 +99,13 @@ def check_images(name: str, rows: Rows, schema: Schema) -> None:
 
 
 def recompute(
-    kept: dict[tuple[str, int], tuple[Rows, int]],
+    kept: dict[tuple[str, int], Rows],
     job: Job,
     schema: Schema,
     dataset: str,
     data_dir: Path,
 ) -> int:
-    """How many of the kept rows, made again from the source, have the same image and parameters.
+    """How many of the kept rows, each by itself, are the same when made again from the source.
 
     Raises: Damaged for one that differs; UserError if the source is gone or has changed.
     """
@@ -115,38 +115,29 @@ def recompute(
 
     source = open_source(dataset, data_dir)
     listing = source.listing()
-    where = {}
-    for split in job.splits:
-        if split not in listing.splits:
-            raise UserError(f"{dataset}: has no split {split!r} any more")
-        samples = listing.splits[split]
-        for i in limited(samples.ids, job.limit).tolist():
-            where[samples.ids[i]] = (samples, i)
+    if not set(job.splits) <= set(listing.splits):
+        raise UserError(f"{dataset}: it has other splits than when the output was written")
+    samples = choose_samples(listing, job.splits, job.limit)
+    scans = {split: scan(source, part) for split, part in samples.items()}
+    if fingerprint(listing.classes, samples, scans) != job.source:
+        raise UserError(f"{dataset}: it is not what it was when the output was written")
+    where = {name: (part, i) for part in samples.values() for i, name in enumerate(part.ids)}
     policy = read_policy(job.policy)
     library = LibraryStage(policy.library) if policy.library else None
-    for (sample_id, copy), (rows, row) in kept.items():
-        if sample_id not in where:
-            raise UserError(f"{dataset}: has no sample {sample_id!r} any more")
-        samples, i = where[sample_id]
-        box = None if samples.boxes is None else tuple(samples.boxes[i].tolist())
-        try:
-            data = next(source.read([samples.refs[i]]))
-            image = decode_one(data, source.channels, box, job.image_size, None)[None]
-        except (OSError, ImageError) as err:
-            why = getattr(err, "strerror", None) or err
-            raise UserError(f"{dataset}: {sample_id!r} cannot be used any more: {why}") from err
-        out, params, _ = augment_batch(
-            policy,
-            image,
-            prepare(image, policy.fill),
-            sample_keys([sample_id]),
-            copy,
-            job.seed,
-            library,
+    for (sample_id, copy), rows in kept.items():
+        part, i = where[sample_id]
+        box = None if part.boxes is None else tuple(part.boxes[i].tolist())
+        image = next(source.read([part.refs[i]]))
+        image = decode_one(image, source.channels, box, job.image_size, None)[None]
+        keys = sample_keys([sample_id])
+        ready = prepare(image, policy.fill)
+        out, params, done = augment_batch(policy, image, ready, keys, copy, job.seed, library)
+        same = (
+            np.array_equal(encode(out, schema, job)[0], rows.images[0])
+            and all(params[name][0] == rows.params[name][0] for name in schema.params)
+            and part.labels[i] == rows.labels[0]
+            and done == rows.library
         )
-        made = encode(out, schema, replace(job))[0]
-        stored = rows.images[row]
-        same = made == stored if isinstance(stored, bytes) else np.array_equal(made, stored)
-        if not same or any(params[n][0] != rows.params[n][row] for n in schema.params):
+        if not same:
             raise Damaged(f"{sample_id} copy {copy}: differs from what the source gives")
     return len(kept)

@@ -15,12 +15,11 @@ from typing import IO
 import numpy as np
 
 from datasets import images
-from datasets.errors import ImageError
+from datasets.errors import EnvironmentFailed, ImageError
 
 MAX_DEATHS = 3
-LENGTH = struct.Struct(
-    "<cQ"
-)  # kind (1 or 3: a file and its channels; i image, e error), bytes that follow
+# Kind (1 or 3: a file and its channels; r ready, i image, e bad input, f failure), bytes after it.
+LENGTH = struct.Struct("<cQ")
 
 
 class DecoderProcess:
@@ -32,7 +31,8 @@ class DecoderProcess:
     def decode(self, data: bytes, channels: int) -> np.ndarray:
         """(H, W, channels) uint8.
 
-        Raises: ImageError if the input is bad, or if by itself it kills the child three times.
+        Raises: ImageError if the input is bad, or if by itself it kills the child three times;
+          EnvironmentFailed if there is no memory or no process to be had.
         """
         for _ in range(MAX_DEATHS):
             child = self.child or self._start()
@@ -46,6 +46,8 @@ class DecoderProcess:
                 continue
             if kind == b"e":
                 raise ImageError(answer.decode())
+            if kind == b"f":
+                raise EnvironmentFailed(answer.decode())
             return np.load(io.BytesIO(answer), allow_pickle=False)
         raise ImageError(
             f"kills the decoder ({MAX_DEATHS} times, "
@@ -54,11 +56,20 @@ class DecoderProcess:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.decoder"],
+            # -P: what lies in the current folder must not stand in for this package.
+            [sys.executable, "-P", "-m", "pipeline.decoder"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
+        try:
+            receive(self.child.stdout)  # it is there; from now on a death is an input's doing
+        except EOFError:
+            self.close()
+            raise EnvironmentFailed(
+                "the process that decodes images cannot be started; try again, and look at the "
+                "memory and the installation of this machine"
+            ) from None
         return self.child
 
     def close(self) -> None:
@@ -90,6 +101,7 @@ def receive(stream: IO[bytes] | None) -> tuple[bytes, bytes]:
 
 def serve() -> None:
     """Answers until standard input ends."""
+    send(sys.stdout.buffer, b"r", b"")
     while True:
         try:
             kind, data = receive(sys.stdin.buffer)
@@ -101,6 +113,8 @@ def serve() -> None:
             send(sys.stdout.buffer, b"i", answer.getvalue())
         except ImageError as err:
             send(sys.stdout.buffer, b"e", str(err).encode())
+        except EnvironmentFailed as err:
+            send(sys.stdout.buffer, b"f", str(err).encode())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import ast
 import json
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from datasets.errors import PolicyError
 from pipeline.rng import op_number, words
 
 PREFIX = "albumentations."
+TRIES = 8  # of an op on a size, before any work: some change the shape by chance
 MAX_RECORDED = 64  # numbers of one parameter that the `library_ops` column still writes out
 
 
@@ -165,6 +166,20 @@ class LibraryOp:
         except Exception as err:
             reason = "; ".join(line.strip() for line in str(err).splitlines()[:3])
             raise PolicyError(f"{where}: albumentations refuses {self!r}: {reason}") from err
+
+
+def try_out(ops: tuple[LibraryOp, ...], shapes: list[tuple[int, int, int]]) -> None:
+    """Runs each op on an image of each (height, width, channels), before any work is done.
+
+    Raises: PolicyError if one cannot run on it, or changes its shape or type.
+    """
+    for op in ops:
+        always = replace(op, arguments=(*[a for a in op.arguments if a[0] != "p"], ("p", 1.0)))
+        transform = always.build("policy")
+        for height, width, channels in shapes:
+            image = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+            for seed in range(TRIES):
+                run_one(op, transform, image[..., 0] if channels == 1 else image, seed)
 
 
 class LibraryStage:

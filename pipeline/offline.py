@@ -14,27 +14,33 @@ from pathlib import Path
 from typing import Any
 
 from datasets import tfrecord
-from datasets.errors import EnvironmentFailed, NotCommitted, OutputError
-from datasets.manifest import (
+from datasets.commit import (
     RECORDS,
     RUN,
-    UNFINISHED,
-    Manifest,
-    Record,
     commit,
     hold,
-    is_committed,
+    is_empty,
     is_sealed,
     partial_folders,
-    read_manifest,
     read_records,
+    refuse_if_held,
+    refuse_to_replace,
     replaced_folder,
     seal,
     write_atomically,
 )
+from datasets.errors import EnvironmentFailed, NotCommitted, OutputError
+from datasets.manifest import Manifest, Record, read_manifest
 from datasets.schema import canonical_json
 from pipeline.job import differences, probe, versions
-from pipeline.plan import AugmentConfig, Plan, estimate_bytes, make_plan
+from pipeline.plan import (
+    AugmentConfig,
+    Plan,
+    describe_plan,
+    estimate_bytes,
+    make_plan,
+    output_folder,
+)
 from pipeline.report import Report, size
 from pipeline.task import Task, n_images
 from pipeline.workers import run
@@ -63,13 +69,9 @@ def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
     Raises: OutputError if something else is there that this run must not replace.
     """
     out = plan.out
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if is_empty(out):
         return None
-    if not out.is_dir() or not is_committed(out):
-        raise OutputError(
-            f"{out}: exists and was not written by `pipeline augment`; it is left alone: choose "
-            "another --out"
-        )
+    refuse_to_replace(out, overwrite=True)
     if overwrite:
         return None
     manifest = read_manifest(out)
@@ -80,6 +82,17 @@ def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
         f"{out}: holds the output of another job ({changed}); choose another --out, or replace it "
         "with --overwrite"
     )
+
+
+def dry_run(config: AugmentConfig, report: Report) -> str:
+    """What `materialize` would do, in a few lines; nothing is written.
+
+    Raises: what `materialize` would raise before any work.
+    """
+    plan = make_plan(config, report)
+    if find_finished(plan, config.overwrite) is not None:
+        return f"{plan.out}: this job was done before; nothing to do"
+    return describe_plan(plan, config.workers)
 
 
 def prepare_partial(plan: Plan) -> None:
@@ -104,7 +117,7 @@ def prepare_partial(plan: Plan) -> None:
         changed = differences(json.loads(before), run_file)
         raise OutputError(
             f"{partial}: an unfinished run was made with other libraries ({changed}), so its bytes "
-            "would differ; remove it with `pipeline clean` and start again, or use those versions"
+            f"would differ; use those again, or `pipeline clean {plan.out}` and start anew"
         )
 
 
@@ -127,7 +140,8 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
     Raises: UserError of each kind; whatever happens, `out` is absent, as it was, or whole.
     """
     started = time.monotonic()
-    plan = make_plan(config)
+    refuse_if_held(output_folder(config))
+    plan = make_plan(config, report)
     if plan.ignored:
         shown = ", ".join(plan.ignored[:3]) + (" and more" if len(plan.ignored) > 3 else "")
         report.say(
@@ -146,11 +160,11 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
             if other not in (partial, replaced_folder(partial)):
                 report.say(
                     f"{other}: left by an unfinished run of another job; "
-                    "`pipeline clean` removes it",
+                    f"`pipeline clean {plan.out}` removes it",
                     event="stale",
                 )
         if is_sealed(partial):
-            commit(partial, plan.out)
+            commit(partial, plan.out, config.overwrite)
             return summarize(plan, read_manifest(plan.out).shards, (), {}, was_done=False)
         done = read_records(partial)
         check_disk(plan, done)
@@ -167,7 +181,7 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
         worked = time.monotonic()
         shards = sorted([*done.values(), *records], key=lambda r: r.name)
         refuse_too_many_bad(plan, shards, config.max_bad)
-        finish(plan, shards)
+        finish(plan, shards, config.overwrite)
         seconds = {
             "plan": planned - started,
             "start_up": first - planned,
@@ -175,7 +189,7 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
             "commit": time.monotonic() - worked,
         }
         summary = summarize(plan, shards, done, seconds, was_done=False)
-        append_history(plan, summary)
+        append_history(plan, summary, report)
         return summary
 
 
@@ -187,7 +201,7 @@ def run_tasks(
 
     records: list[Record] = []
     started: list[float] = []
-    with report.progress(sum(map(n_images, tasks))) as progress:
+    with report.progress(sum(map(n_images, tasks)), "augmenting") as progress:
         sizes = {task.name: n_images(task) for task in tasks}
         for record in run(
             write_shard,
@@ -204,7 +218,7 @@ def run_tasks(
 def refuse_too_many_bad(plan: Plan, shards: Sequence[Record], max_bad: float) -> None:
     bad = [item for record in shards for item in record.quarantined]
     total = sum(len(s) for s in plan.samples.values())
-    if len(bad) > max_bad * total:
+    if len(bad) > max_bad * total or len(bad) == total:
         names = "; ".join(f"{name}: {why}" for name, why in bad[:5])
         more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise NotCommitted(
@@ -214,14 +228,14 @@ def refuse_too_many_bad(plan: Plan, shards: Sequence[Record], max_bad: float) ->
         )
 
 
-def finish(plan: Plan, shards: list[Record]) -> None:
+def finish(plan: Plan, shards: list[Record], overwrite: bool) -> None:
     """Writes manifest and sidecars, and commits."""
     sidecars: dict[str, bytes] = {}
     if plan.job.format == "tfrecord":
         sidecars = tfrecord.sidecars(
             plan.job.schema(plan.classes),
             plan.job.dataset,
-            {s: [r.rows for r in shards if r.split == s] for s in plan.job.splits},
+            {s: [r.rows for r in shards if r.split == s] for s in sorted(plan.job.splits)},
         )
     manifest = Manifest(
         job=asdict(plan.job),
@@ -237,7 +251,7 @@ def finish(plan: Plan, shards: list[Record]) -> None:
     )
     try:
         seal(plan.partial, manifest, sidecars)
-        commit(plan.partial, plan.out)
+        commit(plan.partial, plan.out, overwrite)
     except OSError as err:
         raise EnvironmentFailed(
             f"{plan.out}: cannot be committed ({err.strerror}); run the same command again, "
@@ -265,7 +279,7 @@ def summarize(
     )
 
 
-def append_history(plan: Plan, summary: Summary) -> None:
+def append_history(plan: Plan, summary: Summary, report: Report) -> None:
     """One line in OUT.runs.jsonl, beside the output: what a run took, which is not its result."""
     entry: dict[str, Any] = {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -277,24 +291,12 @@ def append_history(plan: Plan, summary: Summary) -> None:
         "shards": summary.n_shards,
         "reused_shards": summary.n_reused,
         "quarantined": len(summary.quarantined),
+        "ignored": list(plan.ignored),
         "seconds": {k: round(v, 3) for k, v in summary.seconds.items()},
     }
     path = plan.out.with_name(f"{plan.out.name}.runs.jsonl")
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
-
-
-def clean(folder: Path, report: Report) -> int:
-    """Removes what unfinished runs left beside the outputs under `folder`; how many there were.
-
-    Raises: OutputBusy if one of them is running.
-    """
-    removed = 0
-    for path in sorted(folder.rglob(".*")):
-        found = UNFINISHED.fullmatch(path.name)
-        if found and path.is_dir():
-            with hold(path.with_name(found["out"])):
-                shutil.rmtree(path)
-            report.say(f"removed {path}", event="removed")
-            removed += 1
-    return removed
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+    except OSError as err:  # the output is committed, which is what counts
+        report.say(f"{path}: cannot be written ({err.strerror})", event="warning")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -12,18 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from datasets.blocks import limited
-from datasets.catalog import open_source
+from datasets.catalog import CATALOG, open_source
+from datasets.commit import partial_folder
 from datasets.errors import SourceError, UserError
 from datasets.fingerprint import Scan, fingerprint, scan
-from datasets.manifest import partial_folder
 from datasets.source import Listing, Samples, Source, check_listing
 from pipeline.job import Job, probe
+from pipeline.library_ops import try_out
 from pipeline.policy import DEFAULTS, PRESETS, parse_policy
-from pipeline.report import duration, size
+from pipeline.report import Report, duration, size
 from pipeline.rng import MAX_COPY
 from pipeline.task import (
     Task,
     common_shape,
+    extreme_shapes,
     n_images,
     plan_splits,
     plan_tasks,
@@ -33,6 +36,8 @@ from pipeline.task import (
 
 # Samples and copies that are written for an estimate; more samples while they decode to 1 MB.
 FEW, MAX_MEASURED, MEASURED_BYTES = 8, 512, 2**20
+
+QUALITY = 95  # of JPEG
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class AugmentConfig:
     original: bool = True
     format: str = "parquet"
     encoding: str = "auto"
-    quality: int = 95
+    quality: int | None = None
     compression: str = "none"
     image_size: tuple[int, int] | None = None
     seed: int = 0
@@ -61,6 +66,8 @@ class AugmentConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        if not self.dataset:
+            raise UserError("--dataset: expected a name or a path, got nothing")
         if not 0 <= self.copies <= MAX_COPY:
             raise UserError(f"--copies: expected 0 to {MAX_COPY:,}, got {self.copies:,}")
         if self.copies == 0 and not self.original:
@@ -115,32 +122,73 @@ def choose_splits(config: AugmentConfig, listing: Listing) -> dict[str, int]:
             "choose one of these, or all"
         )
     chosen = {
-        split: config.copies if config.split in (split, "all") else 0 for split in listing.splits
+        split: config.copies if config.split in (split, "all") else 0
+        for split in sorted(listing.splits)  # whatever the order of the listing
     }
     if not config.eval_splits and config.split != "all":
         chosen = {config.split: config.copies}
+    if not any(len(listing.splits[s]) for s in chosen if config.split in (s, "all")):
+        raise UserError(
+            f"--split {config.split}: {config.dataset} has no image in it; add some, or choose "
+            "another split"
+        )
     return chosen
 
 
-def make_plan(config: AugmentConfig) -> Plan:
+def choose_samples(
+    listing: Listing, splits: Iterable[str], limit: int | None
+) -> dict[str, Samples]:
+    """The samples of those splits that a job with that --limit uses."""
+    wanted = {split: listing.splits[split] for split in splits}
+    return {split: part.take(limited(part.ids, limit)) for split, part in wanted.items()}
+
+
+def output_folder(config: AugmentConfig) -> Path:
+    """Where the output goes: an absolute path without links, which need not exist.
+
+    Raises: UserError if that is no place for it.
+    """
+    source = open_source(config.dataset, config.data_dir)
+    out = (config.out or Path("augmented") / source.name).expanduser().resolve()
+    if out == Path.cwd() or out == Path(out.anchor):
+        raise UserError(f"--out {config.out}: expected a folder to make, such as augmented/photos")
+    data = Path(config.dataset).expanduser().resolve()
+    if config.dataset not in CATALOG and data.is_dir():
+        if out.is_relative_to(data):
+            raise UserError(f"--out {out}: lies inside the data set {data}; choose a place outside")
+        if data.is_relative_to(out):
+            raise UserError(f"--out {out}: the data set {data} lies inside; choose another place")
+    return out
+
+
+def make_plan(config: AugmentConfig, report: Report) -> Plan:
     """Reads the source once (every byte is hashed) and fixes all that the output depends on.
 
     Raises: UserError for anything in the configuration or the source that cannot work.
     """
+    out = output_folder(config)
     text = config.policy or DEFAULTS.get(config.dataset) or PRESETS["standard"]
     policy = parse_policy(text)
     source = open_source(config.dataset, config.data_dir)
     listing = check_listing(config.dataset, source.listing())
     copies = choose_splits(config, listing)
-    samples = {
-        split: listing.splits[split].take(limited(listing.splits[split].ids, config.limit))
-        for split in copies
-    }
-    scans = {split: scan(source, s) for split, s in samples.items()}
+    samples = choose_samples(listing, copies, config.limit)
+    with report.progress(sum(map(len, samples.values())), "reading") as progress:
+        scans = {
+            split: scan(source, part, lambda: progress.advance(1))
+            for split, part in samples.items()
+        }
     if not any(scanned.shapes.any() for scanned in scans.values()):
         raise SourceError(f"{config.dataset}: not one of its files is an image that can be read")
     shape = common_shape(scans, config.image_size)
     encoding = resolve_encoding(config.encoding, shape)
+    if config.quality is not None and encoding != "jpeg":
+        raise UserError(
+            f"--quality {config.quality}: the images are stored as {encoding}; leave it out, or "
+            "use --encoding jpeg"
+        )
+    if policy.library:
+        try_out(policy.library, extreme_shapes(scans, shape))
     block_samples = resolve_block_samples(config.block_samples, scans, shape)
     job = Job(
         dataset=source.name,
@@ -151,7 +199,7 @@ def make_plan(config: AugmentConfig) -> Plan:
         original=config.original,
         format=config.format,
         encoding=encoding,
-        quality=config.quality if encoding == "jpeg" else None,
+        quality=(config.quality or QUALITY) if encoding == "jpeg" else None,
         compression=config.compression,
         image_size=config.image_size,
         shape=shape,
@@ -159,8 +207,7 @@ def make_plan(config: AugmentConfig) -> Plan:
         limit=config.limit,
         version=version("augmentation-pipeline"),
     )
-    out = config.out or Path("augmented") / source.name
-    return Plan(job, listing.classes, source, samples, scans, out.absolute(), listing.ignored)
+    return Plan(job, listing.classes, source, samples, scans, out, listing.ignored)
 
 
 def estimate_bytes(plan: Plan) -> tuple[float, float]:
@@ -176,32 +223,36 @@ def estimate_bytes(plan: Plan) -> tuple[float, float]:
     task = max(plan.tasks(), key=n_images)
     image_bytes = int(plan.scans[task.split].shapes.prod(axis=1).max())
     n = max(FEW, min(MAX_MEASURED, MEASURED_BYTES // max(1, image_bytes)))
-    fill_shard(excerpt(task, 1), io.BytesIO(), in_child=False)  # pays for imports and caches
+    # First in a child, since an input may kill what decodes it; this also pays for the imports.
+    some = excerpt(task, np.arange(min(n, len(task.samples))))
+    bad = {sample_id for sample_id, _ in fill_shard(some, io.BytesIO(), True).quarantined}
+    good = np.array([i for i, name in enumerate(some.samples.ids) if name not in bad], np.int64)
     started = time.perf_counter()
-    record = fill_shard(excerpt(task, n), io.BytesIO(), in_child=False)
+    record = fill_shard(excerpt(some, good), io.BytesIO(), in_child=False)
     seconds = time.perf_counter() - started
     share = plan.n_images / max(1, record.rows)
     return record.bytes * share, seconds * share
 
 
-def excerpt(task: Task, n: int) -> Task:
-    """The task of the first n samples and the first few copies."""
+def excerpt(task: Task, positions: np.ndarray) -> Task:
+    """The task of the samples at these positions, and of the first few copies."""
     split = task.job.splits[task.split]
     fewer = {**task.job.splits, task.split: {**split, "copies": min(FEW, split["copies"])}}
     return replace(
         task,
         job=replace(task.job, splits=fewer),
-        samples=task.samples.take(np.arange(min(n, len(task.samples)))),
-        digests=task.digests[:n],
-        unreadable={i: why for i, why in task.unreadable.items() if i < n},
+        samples=task.samples.take(positions),
+        digests=[task.digests[i] for i in positions.tolist()],
+        unreadable={
+            n: task.unreadable[i] for n, i in enumerate(positions.tolist()) if i in task.unreadable
+        },
     )
 
 
-def describe_plan(config: AugmentConfig) -> str:
-    """What `materialize` would write, in a few lines, without writing anything."""
-    plan = make_plan(config)
+def describe_plan(plan: Plan, n_workers: int) -> str:
+    """What would be written, in a few lines."""
     n_bytes, seconds = estimate_bytes(plan)
-    workers = max(1, config.workers)
+    workers = max(1, n_workers)
     lines = [
         f"would write {plan.out}: {plan.n_images:,} images in "
         f"{sum(s['blocks'] for s in plan.job.splits.values())} shards, about {size(n_bytes)}, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,7 @@ class Sheet:
     names: list[str]
     copies: list[int]
     rows: list[list[Tile]]
+    bad: list[str] = field(default_factory=list)
 
 
 def caption(params: dict[str, float], library: str | None) -> str:
@@ -83,41 +84,44 @@ def from_source(
     image_size: tuple[int, int] | None,
     seed: int,
 ) -> Sheet:
-    """The first samples by hash of a data set, and copies as `augment` would write them."""
+    """The first samples by hash of a data set, and copies as `augment` would write them.
+
+    Raises: UserError if none of them can be shown.
+    """
     from pipeline.shard import decode_one
 
+    if not 0 <= seed < 2**64:
+        raise UserError(f"--seed: expected 0 to 2**64 - 1, got {seed}")
     policy = parse_policy(policy_text or DEFAULTS.get(dataset) or PRESETS["standard"])
     source = open_source(dataset, data_dir)
     listing = check_listing(dataset, source.listing())
     if split not in listing.splits:
         raise UserError(f"--split {split}: {dataset} has {', '.join(listing.splits)}")
     samples = listing.splits[split].take(limited(listing.splits[split].ids, n_samples))
-    if not len(samples):
-        raise UserError(f"--split {split}: {dataset} has no image in it; choose another split")
     copies = list(range(n_copies + 1))
     library = LibraryStage(policy.library) if policy.library else None
-    names, rows = [], []
+    names, rows, bad = [], [], []
     for i, data in enumerate(read_each(source, samples.refs)):
-        if isinstance(data, OSError):
-            why = f"cannot be read: {data.strerror or data}"
-            raise UserError(f"{samples.ids[i]}: {why}; it would not be used")
         box = None if samples.boxes is None else tuple(samples.boxes[i].tolist())
         try:
+            if isinstance(data, OSError):
+                raise ImageError(f"cannot be read: {data.strerror or data}")
             image = decode_one(data, source.channels, box, image_size, None)[None]
         except ImageError as err:
-            raise UserError(f"{samples.ids[i]}: {err}; it would not be used") from err
-        row = []
+            bad.append(f"{samples.ids[i]}: {err}")
+            continue
+        keys, ready, row = sample_keys([samples.ids[i]]), prepare(image, policy.fill), []
         for copy in copies:
-            keys = sample_keys([samples.ids[i]])
-            out, params, done = augment_batch(
-                policy, image, prepare(image, policy.fill), keys, copy, seed, library
-            )
+            out, params, done = augment_batch(policy, image, ready, keys, copy, seed, library)
             values = {name: float(value[0]) for name, value in params.items()}
             text = caption(values, done[0] if done else None) if copy else "original"
             row.append(Tile(out[0], text))
         names.append(listing.classes[int(samples.labels[i])])
         rows.append(row)
-    return Sheet(f"{source.name}, {split}: {policy}", names, copies, rows)
+    if not rows:
+        why = f"none of its images can be shown: {'; '.join(bad[:3])}" if bad else "has no image"
+        raise UserError(f"--split {split}: {dataset} {why}; choose another split or data set")
+    return Sheet(f"{source.name}, {split}: {policy}", names, copies, rows, bad)
 
 
 def from_output(folder: Path, split: str, n_samples: int, n_copies: int) -> Sheet:
@@ -187,7 +191,8 @@ def draw(sheet: Sheet, out: Path) -> str:
         canvas.save(out, format="PNG")
     except OSError as err:
         raise EnvironmentFailed(f"--out {out}: cannot be written ({err.strerror})") from err
-    return f"{out}: {len(sheet.rows)} samples, {n_columns} copies each"
+    shown = f"{out}: {len(sheet.rows)} samples, {n_columns} copies each"
+    return "\n".join([shown, *(f"not shown: {reason}" for reason in sheet.bad)])
 
 
 def enlarged(pixels: np.ndarray) -> Image.Image:

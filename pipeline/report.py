@@ -43,6 +43,7 @@ class Progress:
 
     report: Report
     total: int
+    verb: str  # "augmenting", "reading"
     done: int = 0
 
     def __post_init__(self) -> None:
@@ -56,9 +57,10 @@ class Progress:
             rate = self.done / (now - self.started)
             left = (self.total - self.done) / rate if rate else 0.0
             self.report.say(
-                f"{self.done:,} of {self.total:,} images, {rate:,.0f} images/s, "
+                f"{self.verb}: {self.done:,} of {self.total:,} images, {rate:,.0f} images/s, "
                 f"{duration(left)} left",
                 event="progress",
+                doing=self.verb,
                 done=self.done,
                 total=self.total,
                 images_per_s=round(rate),
@@ -82,25 +84,25 @@ class Report:
         print(text, file=sys.stderr, flush=True)
 
     @contextmanager
-    def progress(self, total: int) -> Iterator[Progress]:
+    def progress(self, total: int, verb: str) -> Iterator[Progress]:
         """A bar with rate and time left on a terminal; lines every ten seconds elsewhere."""
         if self.quiet or self.log_format == "json" or not sys.stderr.isatty():
-            yield Progress(self, total)
+            yield Progress(self, total, verb)
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
         columns = (
-            TextColumn("augmenting"),
+            TextColumn(verb),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]} images/s"),
             TimeRemainingColumn(),
         )
-        with Bar(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("augmenting", total=total, rate="-")
-            progress = BarProgress(Report(quiet=True), total)
+        with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(verb, total=total, rate="-")
+            progress = BarProgress(Report(quiet=True), total, verb)
             progress.update = lambda done, rate: bar.update(task, completed=done, rate=rate)
             yield progress
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,10 +15,11 @@ import cv2
 import numpy as np
 
 from datasets import images
+from datasets.commit import write_record
 from datasets.errors import EnvironmentFailed, ImageError
 from datasets.fingerprint import digest_of
 from datasets.formats import FORMATS
-from datasets.manifest import Record, write_record
+from datasets.manifest import Record
 from datasets.schema import Rows, Schema
 from datasets.source import sample_keys
 from pipeline.decoder import DecoderProcess
@@ -67,14 +69,13 @@ def write_shard(task: Task) -> Record:
             f"machine that planned the job ({task.probe}); use the same library versions and "
             "processor features on all"
         )
-    # What an attempt that died has left: its inputs are decoded in a process of their own.
-    died = list(task.folder.glob(f".{task.name}.*.tmp"))
+    # An attempt that died has left its file: the inputs are decoded in a process of their own. The
+    # file stays until the commit, since that attempt may also be slow and not dead.
+    died = any(task.folder.glob(f".{task.name}.*.tmp"))
     temporary = task.folder / f".{task.name}.{uuid.uuid4().hex}.tmp"
     try:
         with temporary.open("wb") as file:
-            for leftover in died:
-                leftover.unlink(missing_ok=True)
-            record = fill_shard(task, file, in_child=bool(died))
+            record = fill_shard(task, file, in_child=died)
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(task.folder / task.name)
@@ -112,15 +113,20 @@ def fill_shard(task: Task, file: BinaryIO, in_child: bool) -> Record:
 
     hashing = HashingFile(file)
     writer = FORMATS[job.format].Writer(hashing, schema, job.compression)
-    for copy in job.copies(task.split):
-        for (start, batch), wide in zip(batches, prepared, strict=True):
-            part = slice(start, start + len(batch))
-            spare = None if memory is None else memory[: len(batch)]
-            out, params, done = augment_batch(
-                policy, batch, wide, keys[part], copy, job.seed, library, spare
-            )
-            rows = Rows(encode(out, schema, job), labels[part], ids[part], copy, params, done)
-            writer.write(rows)
+    try:
+        for copy in job.copies(task.split):
+            for (start, batch), wide in zip(batches, prepared, strict=True):
+                part = slice(start, start + len(batch))
+                spare = None if memory is None else memory[: len(batch)]
+                out, params, done = augment_batch(
+                    policy, batch, wide, keys[part], copy, job.seed, library, spare
+                )
+                rows = Rows(encode(out, schema, job), labels[part], ids[part], copy, params, done)
+                writer.write(rows)
+    except BaseException:
+        with suppress(Exception):  # else the library complains of it once more, later
+            writer.close()
+        raise
     writer.close()
 
     n_copies = len(job.copies(task.split))
@@ -160,6 +166,7 @@ def decode_block(
                 image = decode_one(data, task.source.channels, box, task.job.image_size, child)
                 if shape and image.shape != shape:
                     raise ImageError(f"decodes to {image.shape}, its header said {shape}")
+                images.check_encodable(image, task.job.encoding)
             except ImageError as err:
                 quarantined.append((samples.ids[i], str(err)))
                 continue

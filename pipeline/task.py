@@ -41,12 +41,28 @@ class Task:
     unreadable: dict[int, str] = field(default_factory=dict)
 
 
+def usable_shapes(scans: dict[str, Scan]) -> np.ndarray:
+    """(n, 3) height, width, channels of all samples that can be read."""
+    shapes = np.concatenate([scan.shapes for scan in scans.values()])
+    return shapes[shapes[:, 2] > 0]
+
+
+def extreme_shapes(
+    scans: dict[str, Scan], shape: tuple[int, int, int] | None
+) -> list[tuple[int, int, int]]:
+    """The one shape, or of several the one with the shortest side and the one of most pixels."""
+    if shape:
+        return [shape]
+    shapes = usable_shapes(scans)
+    shortest, largest = shapes[:, :2].min(axis=1).argmin(), shapes.prod(axis=1).argmax()
+    return [tuple(shapes[i].tolist()) for i in (shortest, largest)]
+
+
 def common_shape(
     scans: dict[str, Scan], image_size: tuple[int, int] | None
 ) -> tuple[int, int, int] | None:
     """(height, width, channels) if every image will have it, else None."""
-    shapes = np.concatenate([scan.shapes for scan in scans.values()])
-    shapes = np.unique(shapes[shapes[:, 2] > 0], axis=0)  # zeros: cannot be read, so not written
+    shapes = np.unique(usable_shapes(scans), axis=0)
     if image_size is not None and len(shapes):
         shapes = np.unique(
             np.column_stack([np.tile(image_size, (len(shapes), 1)), shapes[:, 2]]), axis=0
@@ -74,11 +90,11 @@ def resolve_encoding(asked: str, shape: tuple[int, int, int] | None) -> Encoding
 def resolve_block_samples(
     asked: int | None, scans: dict[str, Scan], shape: tuple[int, int, int] | None
 ) -> int:
-    """--block-samples, or the default from the size of the largest image."""
+    """--block-samples, or the default from the mean size of the images."""
     if asked is not None:
         return asked
-    sizes = [shape] if shape else np.concatenate([s.shapes for s in scans.values()]).tolist()
-    return default_block_samples(max(h * w * c for h, w, c in sizes))
+    sizes = usable_shapes(scans) if shape is None else np.array([shape])
+    return default_block_samples(int(sizes.prod(axis=1, dtype=np.int64).mean()))
 
 
 def plan_splits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 # Workers killed at random must not end a run; a task that kills ten in a row will kill them all.
 ALLOWED_DEATHS = 10
+WAIT_FOR_WORKERS_S = 60
 
 
 def run(
@@ -74,6 +76,10 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
         scratch = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="pipeline-", ignore_cleanup_errors=True)
         )
+        # Ctrl-C at a terminal reaches every process, but this one ends the others: what is started
+        # while it is ignored goes on ignoring it.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        stack.callback(signal.signal, signal.SIGINT, before)
         cluster = stack.enter_context(
             LocalCluster(
                 n_workers=n_workers,
@@ -86,14 +92,24 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
                 silence_logs=logging.CRITICAL,
             )
         )
-        return stack.enter_context(Client(cluster))
+        client = stack.enter_context(Client(cluster))
+        signal.signal(signal.SIGINT, before)
+        return client
     try:
-        return stack.enter_context(Client(scheduler, timeout=20))
+        client = stack.enter_context(Client(scheduler, timeout=20))
     except (OSError, TimeoutError, ValueError) as err:
         raise EnvironmentFailed(
             f"--scheduler {scheduler}: no Dask scheduler answers there; start one with "
             "`dask scheduler` and give its address, such as tcp://127.0.0.1:8786"
         ) from err
+    try:
+        client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS_S)
+    except TimeoutError as err:
+        raise EnvironmentFailed(
+            f"--scheduler {scheduler}: no worker came in {WAIT_FOR_WORKERS_S} s; start some with "
+            f"`dask worker {scheduler}`"
+        ) from err
+    return client
 
 
 def submit(client: Client, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:

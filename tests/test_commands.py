@@ -165,17 +165,18 @@ def test_what_an_unfinished_run_left_is_named_and_cleaned(tmp_path: Path) -> Non
     run(*job, code=3)
     (left,) = out.parent.glob(".out.partial-*")
     result = run(*job, "--seed", 1, "--max-bad", 1)
-    assert f"{left}: left by an unfinished run of another job; `pipeline clean`" in result.stderr
+    assert (
+        f"{left}: left by an unfinished run of another job; `pipeline clean {out}` removes"
+        in result.stderr
+    )
     mine = out.parent / ".out.partial-thoughts"  # hidden and alike in name, but none of ours
     mine.mkdir()
     before = tree_hash(out)
-    result = run("clean", tmp_path)
-    assert result.stderr == f"removed {left}\n"
-    assert result.stdout == f"1 removed under {tmp_path}\n"
+    assert run("clean", out).stdout == f"removed {left}\n1 unfinished under {out}\n"
     names = [".out.partial-thoughts", "out", "out.runs.jsonl"]
     assert sorted(p.name for p in out.parent.iterdir()) == names
     assert tree_hash(out) == before
-    assert run("clean", tmp_path).stdout == f"0 removed under {tmp_path}\n"
+    assert run("clean", tmp_path).stdout == f"0 unfinished under {tmp_path}\n"
 
 
 def cells(text: str) -> dict[str, list[str]]:

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from datasets.errors import EnvironmentFailed
+from pipeline import workers
 from tests.running import run, tree_hash, write_photos
 
 JOB = ("augment", "--limit", "500", "--copies", "2", "--block-samples", "64")
@@ -24,17 +26,17 @@ JOB = ("augment", "--limit", "500", "--copies", "2", "--block-samples", "64")
 @pytest.mark.parametrize("form", ["parquet", "tfrecord"])
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, form: str) -> None:
     hashes = []
-    for workers in (0, 1, 2, 4):
-        out = tmp_path / f"{workers}" / "out"
-        run(*JOB, "--format", form, "--workers", workers, "--out", out)
+    for n in (0, 1, 2, 4):
+        out = tmp_path / f"{n}" / "out"
+        run(*JOB, "--format", form, "--workers", n, "--out", out)
         hashes.append(tree_hash(out))
     assert len(hashes[0]) > 8
     assert hashes[0] == hashes[1] == hashes[2] == hashes[3]
 
 
 @contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[str]:
-    """A Dask scheduler and two workers started by hand; the scheduler's address."""
+def cluster(folder: Path, n_workers: int = 2) -> Iterator[str]:
+    """A Dask scheduler and its workers started by hand; the scheduler's address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -43,7 +45,8 @@ def cluster(folder: Path) -> Iterator[str]:
     worker = [sys.executable, "-m", "distributed.cli.dask_worker", address]
     commands = [
         [*dask, "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"],
-        *[[*worker, "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder)]] * 2,
+        *[[*worker, "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder)]]
+        * n_workers,
     ]
     processes = [subprocess.Popen(c, stderr=subprocess.DEVNULL) for c in commands]
     try:
@@ -66,6 +69,19 @@ def test_no_scheduler_at_the_address_is_told_in_one_line(tmp_path: Path) -> None
     result = run(*JOB, "--scheduler", "tcp://127.0.0.1:1", "--out", tmp_path / "out", code=5)
     assert "no Dask scheduler answers" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_without_workers_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "WAIT_FOR_WORKERS_S", 1)
+    # The scheduler may still be starting when the client comes, which waits for it.
+    with (
+        cluster(tmp_path, n_workers=0) as address,
+        contextlib.ExitStack() as stack,
+        pytest.raises(EnvironmentFailed, match="no worker came in 1 s; start some with"),
+    ):
+        workers.connect(0, address, stack)
 
 
 def write_list(path: Path, rows: list[tuple[str, str]]) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import run, run_killed, run_killed_after, tree_hash
+from tests.running import run, run_killed, run_killed_after, tree_hash, write_photos
 
 JOB = ("augment", "--limit", "400", "--copies", "3", "--block-samples", "64")
 TASK_STEPS = ("open shard", "write shard", "rename shard", "write record", "rename record")
@@ -79,6 +79,34 @@ def test_an_output_being_replaced_is_the_old_one_or_the_new_one(
     assert not out.exists() or tree_hash(out) in (old, undisturbed)
     resume(out, "--workers", 0, "--overwrite")
     assert tree_hash(out) == undisturbed
+
+
+@pytest.mark.parametrize(("step", "expected"), [("commit", "finished"), ("remove old", "removed")])
+def test_clean_after_a_kill_loses_no_output(
+    tmp_path: Path, step: str, expected: str, undisturbed: dict[str, str]
+) -> None:
+    out = tmp_path / "out"
+    run("augment", "--limit", 300, "--seed", 5, "--out", out, "--workers", 0)
+    job = (*JOB, "--out", out, "--workers", 0, "--overwrite")
+    run_killed(*job, step=step, victim="group", folder=tmp_path)
+    assert expected in run("clean", out).stdout
+    assert tree_hash(out) == undisturbed
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".out")] == []
+
+
+def test_a_resume_knows_the_inputs_that_could_not_be_used(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 300)
+    for i in (0, 2, 4):
+        (photos / "cat" / f"{i:03d}.png").write_bytes(b"")
+    job = ("augment", "--dataset", photos, "--copies", 1, "--max-bad", 0.1, "--workers", 0)
+    run(*job, "--out", tmp_path / "whole" / "out")
+    out = tmp_path / "out"
+    run_killed(*job, "--out", out, step="rename manifest", victim="group", folder=tmp_path)
+    records = sorted(tmp_path.glob(".out.partial-*/.records/*.json"))
+    for record in records[::2]:
+        record.unlink()
+    assert "not used: cat/000.png: empty file" in run(*job, "--out", out).stderr
+    assert tree_hash(out) == tree_hash(tmp_path / "whole" / "out")
 
 
 def test_a_group_killed_at_twenty_random_moments_gives_the_same_bytes(

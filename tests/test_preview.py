@@ -157,8 +157,14 @@ def test_photos_keep_their_shape_and_library_ops_are_shown(tmp_path: Path) -> No
     ("arguments", "expected"),
     [
         (("--dataset", "photos/l.csv"), "gone.png: cannot be read: No such file or directory"),
-        (("--dataset", "photos/bad.csv"), "cat/bad.png: not a JPEG, PNG, .*it would not be used"),
-        (("--dataset", "photos", "--split", "test"), "--split test: .*photos has no image in it"),
+        (
+            ("--dataset", "photos/bad.csv"),
+            "none of its images can be shown: cat/bad.png: not a JPEG",
+        ),
+        (
+            ("--dataset", "photos", "--split", "test"),
+            "--split test: .*photos has no image; choose another",
+        ),
         (("--dataset", "photos", "--split", "val"), "--split val: .*photos has train, test"),
         (("out", "--split", "test"), "--split test: .*out has train$"),
         (("photos",), "photos: no manifest.json, so not an output of `pipeline augment`"),
