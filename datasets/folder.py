@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets.errors import SourceError
 from datasets.images import SUFFIXES
-from datasets.source import Listing, Samples, is_held_out
+from datasets.source import Listing, Samples, is_held_out, read_file
 
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 TEST_FRACTION = 0.2
@@ -120,7 +120,7 @@ class Folder:
                     yield os.path.relpath(os.path.join(path, name), self.root)
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
-        return ((self.root / ref).read_bytes() for ref in refs)
+        return (read_file(self.root / ref) for ref in refs)
 
 
 def is_image(name: str) -> bool:
