@@ -242,6 +242,51 @@ def test_numbers_that_are_written_in_several_ways_have_one_order(tmp_path: Path)
     assert listing.classes == ("000001", "00001", "0001", "001", "01", "1", "2")
 
 
+def test_whole_numbers_that_are_stored_as_floats_are_the_integers_they_are(tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {"path": ["a", "b", "c"], "label": [10.0, 2.0, 0.0]}
+    assert write_list(tmp_path, "parquet", columns).listing().classes == ("0", "2", "10")
+    assert write_list(tmp_path, "csv", columns).listing().classes == ("0.0", "2.0", "10.0")
+
+
+def test_the_case_of_a_split_and_the_space_around_it_do_not_matter(tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {
+        "path": ["a", "b", "c", "d"],
+        "label": [1, 1, 1, 1],
+        "split": ["Train", "train", "TRAIN ", "test"],
+    }
+    listing = check_listing("list", write_list(tmp_path, "csv", columns).listing())
+    assert splits_of(listing) == {"train": {"a", "b", "c"}, "test": {"d"}}
+
+
+@pytest.mark.parametrize(
+    "name", ["cat\r", " cat", "cat ", "c\tat", "c\nat", "\x7fcat", "cat\x85", " "]
+)
+def test_a_class_name_that_no_reader_keeps_is_refused(tmp_path: Path, name: str) -> None:
+    listing = Folder(write_files(tmp_path, f"{name}/1.png", "dog/2.png")).listing()
+    with pytest.raises(SourceError, match=r"a class is named .*: rename it") as caught:
+        check_listing("photos", listing)
+    assert repr(name) in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_what_is_no_regular_file_is_named_and_never_read(tmp_path: Path) -> None:
+    root = write_files(tmp_path, "cat/a.png")
+    os.mkfifo(root / "cat" / "pipe.jpg")
+    (root / "cat" / "device.png").symlink_to("/dev/zero")
+    with (root / "cat" / "large.png").open("wb") as file:
+        file.truncate(10**9 + 1)  # a hole: takes no room
+    source = Folder(root)
+    found = {}
+    for samples in source.listing().splits.values():
+        errors = scan(source, samples).errors
+        found |= {samples.ids[i]: why for i, why in errors.items()}
+    assert found == {
+        "cat/device.png": "cannot be read: not a regular file",
+        "cat/large.png": "cannot be read: 1,000,000,001 bytes, at most 1,000,000,000 are read",
+        "cat/pipe.jpg": "cannot be read: not a regular file",
+    }
+
+
 def test_an_absolute_path_is_taken_as_it_is(tmp_path: Path) -> None:
     photo = write_files(tmp_path / "photos", "a.png") / "a.png"
     (tmp_path / "lists").mkdir()
@@ -260,6 +305,10 @@ def test_an_absolute_path_is_taken_as_it_is(tmp_path: Path) -> None:
         ("csv", {"path": ["a"], "label": [1], "split": [""]}, "row 1 lacks a split"),
         ("parquet", {"path": ["a"], "label": [1], "split": [None]}, "row 1 lacks a split"),
         ("csv", {"path": ["a"], "label": [1], "split": ["../x"]}, "a split is named '../x'"),
+        ("csv", {"path": ["a"], "label": [1], "split": ["été"]}, "a split is named 'été'"),
+        ("csv", {"path": ["a"], "label": [1], "split": [" "]}, "a split is named ''"),
+        ("parquet", {"path": ["a", "b"], "label": [1.0, np.nan]}, "row 2 lacks a path or a label"),
+        ("parquet", {"path": ["a"], "label": [1], "split": [np.nan]}, "row 1 lacks a split"),
         (
             "csv",
             {"path": ["a\0b"], "label": [1]},
