@@ -26,7 +26,7 @@ PLUGINS = {  # Pillow loads the less usual ones only when asked; MPO comes with 
     "TIFF": "Tiff",
     "GIF": "Gif",
 }
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MAX_PIXELS = 100_000_000  # of a declared size; 300 MB decoded: a bomb is refused by its header
 ORIENTATION = 0x0112
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
