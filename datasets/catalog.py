@@ -61,7 +61,8 @@ def open_source(dataset: str, data_dir: Path) -> Source:
 def open_folder(path: Path) -> Source:
     from datasets.cub200 import Cub200
     from datasets.folder import Folder
-    from datasets.shards import Shards, find_shards
+    from datasets.shard_files import find_shards
+    from datasets.shards import Shards
 
     if (path / "train_test_split.txt").is_file() and (path / "images.txt").is_file():
         return Cub200(path)

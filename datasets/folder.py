@@ -12,6 +12,7 @@ import numpy as np
 
 from datasets.errors import SourceError
 from datasets.images import SUFFIXES
+from datasets.shard_files import find_shards
 from datasets.source import Listing, Samples, is_held_out, read_file
 
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
@@ -115,8 +116,6 @@ class Folder:
 
     def _check_place(self, refs: list[str], ignored: list[str]) -> None:
         """Raises: SourceError that says which path to give, where the data lie deeper."""
-        from datasets.shards import find_shards  # which needs this module
-
         below = {(self.root / path).parent for path in ignored} if not refs else ()
         for folder in filter(find_shards, sorted(below)):
             raise SourceError(

@@ -13,22 +13,13 @@ import numpy as np
 
 from datasets.errors import SourceError
 from datasets.folder import source_name, split_by_hash
+from datasets.labels import as_name, is_missing
 from datasets.source import Listing, Samples, read_file
 
 PATH = ("path", "image", "file", "file_name", "filename")
 LABEL = ("label", "class")
 SPLIT = ("split",)
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a cell is empty: no text, null or NaN."""
-    return value is None or value == "" or value != value
-
-
-def name_of(value: Any) -> str:
-    """A cell as text; pandas keeps whole numbers as floats in a column with a gap: 2.0 is `2`."""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 @dataclass(frozen=True)
@@ -60,7 +51,7 @@ class ListFile:
                     f"{where}: expected the path of an image, found {str(path)[:60]!r}; "
                     "where the file holds the images themselves, give its folder instead"
                 )
-        texts = [name_of(label) for label in given]
+        texts = [as_name(label) for label in given]
         # 2 comes before 10 where all labels are numbers.
         numbers = all(NUMBER.fullmatch(text) for text in texts)
         classes = sorted(set(texts), key=lambda text: (float(text) if numbers else 0, text))
@@ -69,7 +60,7 @@ class ListFile:
         if not is_split:
             return Listing(tuple(classes), split_by_hash(paths, labels, paths))
         whole = Samples(paths, labels, paths)
-        sides = [name_of(side).strip().lower() for side in sides]
+        sides = [as_name(side).strip().lower() for side in sides]
         named = {
             side: whole.take(np.array([i for i, s in enumerate(sides) if s == side]))
             for side in dict.fromkeys(sides)

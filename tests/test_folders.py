@@ -18,7 +18,7 @@ from datasets.errors import SourceError
 from datasets.fingerprint import scan
 from datasets.folder import Folder, split_by_hash
 from datasets.images import decode, encode
-from datasets.shards import find_shards
+from datasets.shard_files import find_shards
 from datasets.source import Listing, check_listing, is_held_out
 from tests.running import run, write_photos
 
