@@ -37,7 +37,7 @@ def open_source(dataset: str, data_dir: Path) -> Source:
     """The source of that name, or at that path: an image folder, the official folder of
     CUB-200-2011, a folder of shards, or a CSV or Parquet list.
 
-    Raises: SourceError that suggests the nearest name.
+    Raises: SourceError that suggests the nearest name, or says why the path cannot be read.
     """
     if dataset in CATALOG:
         source: Source = known(dataset)(
@@ -45,9 +45,15 @@ def open_source(dataset: str, data_dir: Path) -> Source:
         )
         return source
     path = Path(dataset).expanduser().absolute()
-    if path.is_dir():
-        return open_folder(path)
-    if path.is_file():
+    try:
+        if path.is_dir():
+            return open_folder(path)
+        is_file = path.is_file()
+    except OSError as err:
+        raise SourceError(
+            f"--dataset {dataset}: {err.strerror}; expected a folder or a list that can be read"
+        ) from err
+    if is_file:
         if path.suffix.lower() not in (".csv", ".parquet"):
             raise SourceError(f"{path}: expected a folder, or a list that ends in .csv or .parquet")
         from datasets.listing import ListFile
@@ -61,7 +67,8 @@ def open_source(dataset: str, data_dir: Path) -> Source:
 def open_folder(path: Path) -> Source:
     from datasets.cub200 import Cub200
     from datasets.folder import Folder
-    from datasets.shards import Shards, find_shards
+    from datasets.shard_files import find_shards
+    from datasets.shards import Shards
 
     if (path / "train_test_split.txt").is_file() and (path / "images.txt").is_file():
         return Cub200(path)

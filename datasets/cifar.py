@@ -55,7 +55,8 @@ class Cifar:
         )
 
     def _samples(self, split: str) -> Samples:
-        refs, labels = [], []
+        refs: list[tuple[str, int]] = []
+        labels: list[np.ndarray] = []
         record = self.n_labels + PIXELS
         for file in self.files[split]:
             path = self.root / self.folder / file
@@ -67,6 +68,9 @@ class Cifar:
                 why = f"{data.size:,} bytes, expected a multiple of {record}"
                 raise self._broken(path, why)
             column = data.reshape(-1, record)[:, self.n_labels - 1]
+            if labels and len(column) != len(labels[0]):
+                why = f"{len(column):,} images, but {self.files[split][0]} has {len(labels[0]):,}"
+                raise self._broken(path, why)
             labels.append(column.astype(np.int64))
             refs += [(file, i) for i in range(len(column))]
         ids = [f"{split}/{i:05d}" for i in range(len(refs))]

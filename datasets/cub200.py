@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets.download import extract, fetch
 from datasets.errors import SourceError
-from datasets.source import Listing, Samples
+from datasets.source import Listing, Samples, read_file
 
 URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 MD5 = "97eceeb196236b17998738112f37df78"
@@ -102,7 +102,7 @@ class Cub200:
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
         folder = self.folder / "images"
-        return ((folder / ref).read_bytes() for ref in refs)
+        return (read_file(folder / ref) for ref in refs)
 
 
 class Cub200Cropped(Cub200):

@@ -76,13 +76,20 @@ def extract(archive: Path, inside: str, folder: Path) -> Path:
     """`folder/inside`, taken whole out of the .tar.gz archive unless it is there already.
 
     Nothing is written outside of the folder, and nothing half-done is left under that name.
-    Raises: EnvironmentFailed if the archive is broken, unsafe, or the disk is full.
+    Raises: EnvironmentFailed if the archive is broken, unsafe, or the folder cannot be written.
     """
     target = folder / inside
     if target.is_dir():
         return target
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".extract-") as scratch:
+        place = tempfile.TemporaryDirectory(dir=folder, prefix=".extract-")
+    except OSError as err:
+        raise EnvironmentFailed(
+            f"{folder}: cannot be written ({err.strerror}), which extracting {archive.name} needs; "
+            "choose another --data-dir, or extract it there yourself"
+        ) from err
+    try:
+        with place as scratch:
             with tarfile.open(archive) as tar:
                 tar.extractall(scratch, filter="data")
             try:

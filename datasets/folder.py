@@ -12,10 +12,17 @@ import numpy as np
 
 from datasets.errors import SourceError
 from datasets.images import SUFFIXES
-from datasets.source import Listing, Samples, is_held_out
+from datasets.shard_files import find_shards
+from datasets.source import Listing, Samples, is_held_out, read_file
 
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 TEST_FRACTION = 0.2
+# What people keep images in and cannot be decoded: samples too, so that each of them is named.
+OTHER_SUFFIXES = (
+    *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jpf", ".jpx", ".jxl", ".jxr", ".tga", ".ico"),
+    *(".psd", ".xcf", ".svg", ".svgz", ".eps", ".ppm", ".pgm", ".pbm", ".pnm", ".pcx", ".dds"),
+    *(".exr", ".hdr", ".qoi", ".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"),
+)
 
 
 def source_name(path: Path) -> str:
@@ -53,8 +60,8 @@ class Folder:
 
     def listing(self) -> Listing:
         top = self._subfolders(self.root)
-        named = [name for name in top if name.lower() in SPLITS]
-        if named and len(named) == len(top):
+        named = [n for n in top if n.lower() in SPLITS and self._subfolders(self.root / n)]
+        if named:
             found = {name.lower(): self._classes(self.root / name) for name in named}
             if len(found) < len(named):
                 raise SourceError(
@@ -69,7 +76,8 @@ class Folder:
                 f"{self.root}: {loose} images in the folder itself and none in subfolders; "
                 "expected one subfolder for each class (or give a CSV list of paths and labels)"
             )
-        ignored: list[str] = []
+        others = [readable(name) for name in top if named and name not in named]
+        ignored = [f"{name}/ (no split with class folders)" for name in others]
         splits: dict[str, Samples] = {}
         for split, part in found.items():
             refs: list[str] = []
@@ -86,12 +94,10 @@ class Folder:
                 splits[split] = Samples(ids, column, refs)
             else:
                 splits = split_by_hash(ids, column, refs)
-        for folder in (self.root, *(self.root / name for name in named if "" not in found)):
-            ignored += [
-                readable(os.path.relpath(e.path, self.root))
-                for e in os.scandir(folder)
-                if e.is_file() and not e.name.startswith(".")
-            ]
+        for folder in (self.root, *(self.root / name for name in named)):
+            ignored += self._loose(folder)
+        if not named:
+            self._check_place([ref for part in splits.values() for ref in part.refs], ignored)
         return Listing(tuple(map(readable, classes)), splits, tuple(sorted(ignored)))
 
     def _subfolders(self, folder: Path) -> list[str]:
@@ -100,6 +106,27 @@ class Folder:
         except OSError as err:
             raise SourceError(f"{folder}: {err.strerror}; expected a readable folder") from err
         return sorted(e.name for e in entries)
+
+    def _loose(self, folder: Path) -> Iterator[str]:
+        """The files in the folder itself, as what is passed over."""
+        for entry in os.scandir(folder):
+            if not entry.name.startswith(".") and not entry.is_dir():
+                path = readable(os.path.relpath(entry.path, self.root))
+                yield f"{path} (an image in no class folder)" if is_image(path) else path
+
+    def _check_place(self, refs: list[str], ignored: list[str]) -> None:
+        """Raises: SourceError that says which path to give, where the data lie deeper."""
+        below = {(self.root / path).parent for path in ignored} if not refs else ()
+        for folder in filter(find_shards, sorted(below)):
+            raise SourceError(
+                f"{self.root}: no images found, but shards in {folder}; give that path"
+            )
+        tops = {ref.split(os.sep)[0] for ref in refs}
+        if len(tops) == 1 and all(ref.count(os.sep) > 1 for ref in refs):
+            raise SourceError(
+                f"{self.root}: the images in its only class folder are all in subfolders; if these "
+                f"are the classes, give {readable(str(self.root / tops.pop()))}, else a CSV list"
+            )
 
     def _classes(self, folder: Path) -> dict[str, list[str]]:
         """Class -> paths of the files under its folder, at any depth, relative to the root."""
@@ -120,11 +147,11 @@ class Folder:
                     yield os.path.relpath(os.path.join(path, name), self.root)
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
-        return ((self.root / ref).read_bytes() for ref in refs)
+        return (read_file(self.root / ref) for ref in refs)
 
 
 def is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+    return name.lower().endswith((*SUFFIXES, *OTHER_SUFFIXES))
 
 
 def unreadable(err: OSError) -> None:

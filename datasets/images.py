@@ -26,7 +26,7 @@ PLUGINS = {  # Pillow loads the less usual ones only when asked; MPO comes with 
     "TIFF": "Tiff",
     "GIF": "Gif",
 }
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MAX_PIXELS = 100_000_000  # of a declared size; 300 MB decoded: a bomb is refused by its header
 MAX_JPEG_SIDE = 65_500
 ORIENTATION = 0x0112

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,20 @@ import numpy as np
 
 from datasets.errors import SourceError
 from datasets.folder import source_name, split_by_hash
-from datasets.source import Listing, Samples
+from datasets.labels import as_name, is_missing
+from datasets.source import Listing, Samples, read_file
 
 PATH = ("path", "image", "file", "file_name", "filename")
 LABEL = ("label", "class")
 SPLIT = ("split",)
+NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
 @dataclass(frozen=True)
 class ListFile:
-    """A table with the columns `path`, `label` and, if wanted, `split`; ids are the paths."""
+    """A table with the columns `path`, `label` and, if wanted, `split`; ids are the paths. Labels
+    are class names as they are written; whole numbers that are stored as floats read as integers.
+    """
 
     file: Path
     channels = 3
@@ -37,26 +42,27 @@ class ListFile:
         sides = self._column(columns, SPLIT) if is_split else ["?"] * len(paths)
         for row, (path, label, side) in enumerate(zip(paths, given, sides, strict=True), 1):
             where = f"{self.file}: row {row}"
-            if path in ("", None) or label in ("", None):
+            if is_missing(path) or is_missing(label):
                 raise SourceError(f"{where} lacks a path or a label; fill it in")
-            if side in ("", None):
+            if is_missing(side):
                 raise SourceError(f"{where} lacks a split; fill it in")
             if not isinstance(path, str) or "\0" in path:
                 raise SourceError(
                     f"{where}: expected the path of an image, found {str(path)[:60]!r}; "
                     "where the file holds the images themselves, give its folder instead"
                 )
-        texts = [str(label) for label in given]
+        texts = [as_name(label) for label in given]
         # 2 comes before 10 where all labels are numbers.
-        numbers = all(text.isdecimal() for text in texts)
-        classes = sorted(set(texts), key=lambda text: (int(text) if numbers else 0, text))
+        numbers = all(NUMBER.fullmatch(text) for text in texts)
+        classes = sorted(set(texts), key=lambda text: (float(text) if numbers else 0, text))
         index = {name: i for i, name in enumerate(classes)}
         labels = np.array([index[text] for text in texts], np.int64)
         if not is_split:
             return Listing(tuple(classes), split_by_hash(paths, labels, paths))
         whole = Samples(paths, labels, paths)
+        sides = [as_name(side).strip().lower() for side in sides]
         named = {
-            str(side): whole.take(np.array([i for i, s in enumerate(sides) if s == side]))
+            side: whole.take(np.array([i for i, s in enumerate(sides) if s == side]))
             for side in dict.fromkeys(sides)
         }
         return Listing(tuple(classes), named)
@@ -87,4 +93,4 @@ class ListFile:
         )
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
-        return ((self.file.parent / ref).read_bytes() for ref in refs)
+        return (read_file(self.file.parent / ref) for ref in refs)

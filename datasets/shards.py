@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,27 +13,23 @@ import numpy as np
 
 from datasets import tfrecord
 from datasets.errors import Damaged, ImageError, SourceError
+from datasets.fingerprint import read_each
 from datasets.folder import source_name
 from datasets.images import opened
+from datasets.labels import as_number, names_in
 from datasets.source import Listing, Samples
 
-PARQUET = re.compile(r"(?P<split>[a-z0-9_]+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.parquet", re.I)
-TFRECORD = re.compile(r".+?-(?P<split>[a-z0-9_]+)\.tfrecord-\d{5}-of-\d{5}", re.I)
 IMAGE = ("image", "img")
 LABEL = ("label", "labels", "fine_label")
 
 
-def find_shards(root: Path) -> dict[str, list[Path]]:
-    """Split -> its shards in order, in the folder or in the `data` folder in it; {} if none."""
-    for folder in (root, root / "data"):
-        for pattern in (PARQUET, TFRECORD):
-            found: dict[str, list[Path]] = {}
-            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if match := pattern.fullmatch(path.name):
-                    found.setdefault(match["split"].lower(), []).append(path)
-            if found:
-                return found
-    return {}
+def is_grey(data: np.ndarray | bytes | OSError) -> bool:
+    """Whether a file is a grey image; also true of what is none, which has no say."""
+    try:
+        with opened(data if isinstance(data, bytes) else b"") as image:
+            return image.mode in ("1", "L")
+    except ImageError:
+        return True
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,14 @@ class Column:
 @dataclass(frozen=True)
 class Shards:
     """Rows of Parquet or TFRecord shards. Of ours, the originals (or all rows, where there are
-    none) under their sample ids; of others', every row under its split and number."""
+    none) under their sample ids; of others', every row under its split and number. A split without
+    any label is left out.
+
+    A block of samples is scattered by hash over its whole split. Of TFRecord only their records
+    are read; of Parquet the image column of every row group that holds one of them, which is
+    nearly all of the split for each block: B blocks read it about B times, from the system's cache
+    where it fits in there. Larger blocks, or shards with small row groups, read less.
+    """
 
     root: Path
     paths: dict[str, list[Path]] = field(compare=False)
@@ -70,26 +72,32 @@ class Shards:
 
     @cached_property
     def channels(self) -> int:
-        """1 where the first image is grey, else 3: the same for all of them."""
+        """1 where every image is grey, by their headers up to the first in colour, else 3."""
+        shape = self.columns.shape if self.is_parquet else self.raw_shape
+        if shape:
+            return shape[2]
         every = (path for paths in self.paths.values() for path in paths)
-        first = next(row[0] for path in every for row in self._rows(path))  # shards may be empty
-        try:
-            data = next(iter(self.read([first])))
-            if isinstance(data, np.ndarray):
-                return data.shape[2]
-            with opened(data) as image:
-                return 1 if image.mode in ("1", "L") else 3
-        except (ImageError, OSError):
-            return 3
+        images = (
+            data
+            for path in every
+            for data in read_each(self, [ref for ref, *_ in self._rows(path)])
+        )
+        return 1 if all(map(is_grey, images)) else 3
 
     def listing(self) -> Listing:
         try:
-            splits = {split: self._samples(split, paths) for split, paths in self.paths.items()}
+            found = {split: self._samples(split, paths) for split, paths in self.paths.items()}
         except Damaged as err:
             raise SourceError(f"{err}; fetch or write it again") from err
         classes = self.columns.classes if self.is_parquet else self._tfds_classes()
-        top = max((int(s.labels.max()) for s in splits.values() if len(s)), default=0)
-        return Listing(classes or tuple(str(i) for i in range(top + 1)), splits)
+        top = max((int(s.labels.max()) for s in found.values() if len(s)), default=0)
+        if top < 0:
+            raise SourceError(
+                f"{self.root}: not one row has a label; expected whole numbers from 0"
+            )
+        splits = {split: s for split, s in found.items() if not len(s) or s.labels.max() >= 0}
+        ignored = (f"{s} (a split without labels)" for s in found if s not in splits)
+        return Listing(classes or tuple(str(i) for i in range(top + 1)), splits, tuple(ignored))
 
     def _samples(self, split: str, paths: list[Path]) -> Samples:
         rows = [row for path in paths for row in self._rows(path)]
@@ -99,25 +107,41 @@ class Shards:
             f"{split}/{i:06d}" if name is None else name if not copy else f"{name}@{copy}"
             for i, (_, _, name, copy) in enumerate(rows)
         ]
-        labels = np.array([label for _, label, _, _ in rows], np.int64)
-        return Samples(ids, labels, [ref for ref, *_ in rows])
+        refs, labels = [ref for ref, *_ in rows], np.array([row[1] for row in rows], np.int64)
+        if len(rows) and labels.min() < 0 <= labels.max():
+            path, *row = refs[int(labels.argmin())]
+            raise SourceError(
+                f"{path}: its row {tuple(row)} has no label, but others have; expected one for "
+                "each row of a split, or for none: mend or leave out that row"
+            )
+        return Samples(ids, labels, refs)
 
     def _rows(self, path: Path) -> Iterator[tuple[tuple[Any, ...], int, str | None, int | None]]:
-        """(ref, label, sample id, copy) of each row; the last two only in shards of ours."""
-        for ref, label, *origin in (self._parquet_rows if self.is_parquet else self._records)(path):
-            if not isinstance(label, int) or label < 0:
+        """(ref, label or -1, sample id, copy) of each row; the last two only in shards of ours."""
+        for ref, value, *origin in (self._parquet_rows if self.is_parquet else self._records)(path):
+            try:
+                label = as_number(value)
+            except ValueError as err:
                 raise SourceError(
-                    f"{path}: its row {ref[1:]} has the label {label!r}; expected a whole number "
-                    "from 0: mend or leave out that row"
-                )
+                    f"{path}: its row {ref[1:]} has the label {repr(value)[:60]}; {err}: mend or "
+                    "leave out that row"
+                ) from err
             yield ref, label, *(origin or (None, None))
 
     def _records(self, path: Path) -> Iterator[tuple[Any, ...]]:
         for record in tfrecord.records(path):
-            known = {n for n, f in record.example.features.feature.items() if f.WhichOneof("kind")}
+            features = record.example.features.feature.items()
+            known = {
+                n for n, f in features if (kind := f.WhichOneof("kind")) and getattr(f, kind).value
+            }
             if not {"image", "label"} <= known:
                 raise SourceError(
                     f"{path}: expected features image and label, found {', '.join(sorted(known))}"
+                )
+            if not isinstance(record.one("image"), bytes):
+                raise SourceError(
+                    f"{path}: its feature image holds numbers; expected image files, or "
+                    "features.Tensor of uint8 with encoding 'bytes'"
                 )
             ref = str(path), record.offset, record.length
             is_ours = {"sample_id", "copy"} <= known
@@ -169,21 +193,29 @@ class Shards:
                 f"{self.first}: its column {image!r} holds {found.field(image).type}; expected "
                 "image files as binary or as struct<bytes, path>"
             )
-        features = json.loads((found.metadata or {}).get(b"huggingface", b"{}"))
-        told = features.get("info", {}).get("features", {}).get(label, {})
         meta = found.field(image).metadata or {}
         shape = meta.get(b"shape") if meta.get(b"encoding") == b"raw" else None
+        try:
+            classes = names_in(found.metadata, label)
+        except (ValueError, AttributeError) as err:
+            raise SourceError(
+                f"{self.first}: its `huggingface` metadata cannot be read: {err}; write it again"
+            ) from err
         return Column(
             image=image,
             label=label,
-            classes=tuple(told.get("names") or ()),
+            classes=classes,
             shape=tuple(json.loads(shape)) if shape else None,
             has_origin={"sample_id", "copy"} <= set(found.names),
         )
 
     def _tfds_classes(self) -> tuple[str, ...]:
         path = self.first.parent / tfrecord.LABELS
-        return tuple(path.read_text().removesuffix("\n").split("\n")) if path.is_file() else ()
+        try:
+            text = path.read_text() if path.is_file() else ""
+        except (OSError, UnicodeDecodeError) as err:
+            raise SourceError(f"{path}: cannot be read: {err}; write it again") from err
+        return tuple(text.removesuffix("\n").split("\n")) if text else ()
 
     @cached_property
     def raw_shape(self) -> tuple[int, int, int] | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +16,8 @@ import numpy as np
 from datasets.errors import SourceError
 
 KEY_BITS = 64
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # line breaks among them
+MAX_FILE_BYTES = 1_000_000_000  # no image file is larger
 
 
 def sample_keys(ids: Sequence[str]) -> np.ndarray:
@@ -78,8 +83,12 @@ class Samples:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds: class names in label order, the samples of each split, and the names
-    of files that were passed over: not named as images, or in no class folder."""
+    """What a source holds.
+
+    classes: Names in label order.
+    splits: Split -> its samples; names of splits are lower case letters, digits and underscores.
+    ignored: What was passed over, by name, with the reason behind it where the name does not tell.
+    """
 
     classes: tuple[str, ...]
     splits: dict[str, Samples]
@@ -114,16 +123,33 @@ class Source(Protocol):
         ...
 
 
+def read_file(path: Path) -> bytes:
+    """The bytes of a file of a source.
+
+    Raises: OSError, with a `strerror` that holds no path, if it cannot be read, is no regular file
+      (a pipe or a device may never end) or is larger than 1 GB.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if found.st_size > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, at most {MAX_FILE_BYTES:,} are read")
+    with path.open("rb") as file:
+        return file.read(found.st_size)  # no more, even if it grows
+
+
 def check_listing(name: str, listing: Listing) -> Listing:
-    """The same listing, checked: not empty, ids unique over all splits, every label has a class.
+    """The same listing, checked: not empty, ids unique over all splits, every label has a class,
+    names of splits and classes as files and their readers can hold them.
 
     Raises: SourceError that names the first sample or name that is wrong.
     """
     seen: dict[str, str] = {}
     for split, samples in listing.splits.items():
-        if not re.fullmatch(r"\w+", split, re.ASCII):  # file names and their readers need it
+        if not re.fullmatch(r"[a-z0-9_]+", split):  # file names and their readers need it
             raise SourceError(
-                f"{name}: a split is named {split!r}; expected letters, digits and underscores"
+                f"{name}: a split is named {split!r}; expected lower case letters, digits and "
+                "underscores: rename it"
             )
         for sample_id in samples.ids:
             if sample_id in seen:
@@ -138,9 +164,12 @@ def check_listing(name: str, listing: Listing) -> Listing:
                 f"{name}: {samples.ids[worst]!r} has the label {samples.labels[worst]}, but there "
                 f"are {len(listing.classes)} classes; mend the label or the list of class names"
             )
-    broken = [c for c in listing.classes if "\n" in c]
-    if broken:
-        raise SourceError(f"{name}: the class name {broken[0]!r} holds a line break; rename it")
+    for c in listing.classes:
+        if not c or c != c.strip() or CONTROL.search(c):
+            raise SourceError(
+                f"{name}: a class is named {c!r}; expected no empty name, no space at its ends and "
+                "no control characters: rename it"
+            )
     if not seen:
         raise SourceError(f"{name}: no images found; expected at least one")
     return listing

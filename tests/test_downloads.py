@@ -195,6 +195,14 @@ def test_a_broken_archive_leaves_nothing(tmp_path: Path, how: str) -> None:
     assert [p.name for p in data.iterdir()] == ["a.tar.gz"]
 
 
+def test_a_folder_that_cannot_be_written_is_told_and_the_archive_is_not_blamed(
+    tmp_path: Path,
+) -> None:
+    path = archive(tmp_path / "a.tar.gz", ("birds/1.txt", b"one"))
+    with pytest.raises(EnvironmentFailed, match=r"cannot be written \(.+\), .*another --data-dir"):
+        extract(path, "birds", path)  # a file, so that this holds for root too
+
+
 def test_an_archive_of_something_else_leaves_nothing(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.tar.gz", ("fish/1.txt", b"one"))
     with pytest.raises(EnvironmentFailed, match=r"cannot be extracted: .*birds.*"):

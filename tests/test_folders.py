@@ -1,26 +1,25 @@
-"""A user's own images: a folder of class folders, or a list of paths and labels."""
+"""A user's own images in a folder of class folders."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
+from datasets.catalog import open_source
 from datasets.errors import SourceError
-from datasets.fingerprint import fingerprint, scan
+from datasets.fingerprint import scan
 from datasets.folder import Folder, split_by_hash
 from datasets.images import decode, encode
-from datasets.listing import ListFile
-from datasets.source import Listing, Source, check_listing, is_held_out
+from datasets.shard_files import find_shards
+from datasets.source import Listing, check_listing, is_held_out
 from tests.running import run, write_photos
 
 IDS = st.lists(st.text(max_size=8), max_size=40, unique=True)
@@ -81,6 +80,55 @@ def test_a_class_may_be_called_train_where_others_are_no_splits(tmp_path: Path) 
     assert listing.classes == ("bus", "train")
 
 
+def test_other_folders_beside_splits_are_passed_over_by_name(tmp_path: Path) -> None:
+    root = write_files(tmp_path, "train/a/1.png", "train/b/2.png", "test/a/3.png", "val/4.png")
+    listing = Folder(write_files(root, "__MACOSX/train/._1.png", "extra/c/5.png")).listing()
+    assert listing.classes == ("a", "b")
+    assert splits_of(listing) == {
+        "train": {"train/a/1.png", "train/b/2.png"},
+        "test": {"test/a/3.png"},
+    }
+    assert listing.ignored == tuple(
+        f"{name}/ (no split with class folders)" for name in ("__MACOSX", "extra", "val")
+    )
+
+
+@pytest.mark.parametrize(
+    "inside", [("daisy/1.png", "rose/2.png"), ("train/daisy/1.png", "test/daisy/2.png")]
+)
+def test_a_folder_around_the_classes_is_no_class(tmp_path: Path, inside: tuple[str, ...]) -> None:
+    root = write_files(tmp_path, "__MACOSX/._a.png", *(f"flower_photos/{path}" for path in inside))
+    with pytest.raises(
+        SourceError, match=f"the classes, give {root / 'flower_photos'}, else a CSV"
+    ):
+        Folder(root).listing()
+    assert len(check_listing("flowers", Folder(root / "flower_photos").listing()).classes) > 0
+
+
+def test_one_class_folder_with_images_of_its_own_is_a_class(tmp_path: Path) -> None:
+    listing = Folder(write_files(tmp_path, "cat/1.png", "cat/young/2.png")).listing()
+    assert classes_of(listing) == {"cat/1.png": "cat", "cat/young/2.png": "cat"}
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "plain_text/train-00000-of-00001.parquet",
+        "plain_text/data/train-00000-of-00001-0123456789abcdef.parquet",
+        "1.0.0/birds-train.tfrecord-00000-of-00001",
+        "small/1.0.0/birds-train.tfrecord-00000-of-00001",
+    ],
+)
+def test_shards_that_lie_deeper_are_told_where(tmp_path: Path, shard: str) -> None:
+    root = write_files(tmp_path, shard, "README.md", f"{shard.split('/')[0]}/features.json")
+    with pytest.raises(
+        SourceError, match=r"no images found, but shards in .*; give that"
+    ) as caught:
+        open_source(str(root), tmp_path).listing()
+    place = Path(str(caught.value).partition("shards in ")[2].partition(";")[0])
+    assert root / shard in find_shards(place)["train"]
+
+
 def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
     root = write_files(tmp_path, "Train/cat/1.png", "train/cat/2.png")
     with pytest.raises(SourceError, match="folders Train, train are one split; join"):
@@ -124,10 +172,21 @@ def test_the_share_that_is_held_out_is_the_asked_one() -> None:
 
 
 def test_the_case_of_an_extension_does_not_matter(tmp_path: Path) -> None:
-    names = ("cat/a.PNG", "cat/b.JpG", "cat/c.jpeg", "cat/d.Tiff", "cat/e.WEBP")
+    names = ("cat/a.PNG", "cat/b.JpG", "cat/c.jpeg", "cat/d.Tiff", "cat/e.WEBP", "cat/f.jfif")
     listing = Folder(write_files(tmp_path, *names)).listing()
     assert set(classes_of(listing)) == set(names)
     assert listing.ignored == ()
+
+
+def test_images_that_cannot_be_decoded_here_count_as_inputs_that_cannot_be_used(
+    tmp_path: Path,
+) -> None:
+    others = ("cat/a.heic", "cat/b.AVIF", "dog/c.jp2", "dog/d.svg", "dog/e.psd", "dog/f.tga")
+    source = Folder(write_files(tmp_path, "cat/g.png", *others, data=b"unknown"))
+    listing = source.listing()
+    assert listing.ignored == ()
+    errors = [why for part in listing.splits.values() for why in scan(source, part).errors.values()]
+    assert errors == ["not a JPEG, PNG, WebP, BMP, TIFF or GIF image"] * 7
 
 
 def test_hidden_files_and_folders_are_ignored_without_a_word(tmp_path: Path) -> None:
@@ -141,8 +200,11 @@ def test_hidden_files_and_folders_are_ignored_without_a_word(tmp_path: Path) -> 
 @pytest.mark.parametrize("prefix", ["", "train/"])
 def test_files_that_are_passed_over_are_named(tmp_path: Path, prefix: str) -> None:
     photos = write_files(tmp_path / "photos", f"{prefix}cat/a.png")
-    passed_over = sorted([f"{prefix}cat/deep/notes.txt", f"{prefix}loose.png", "README"])
-    write_files(photos, *passed_over)
+    loose = f"{prefix}loose.png"
+    write_files(photos, f"{prefix}cat/deep/notes.txt", loose, "README")
+    passed_over = sorted(
+        [f"{prefix}cat/deep/notes.txt", f"{loose} (an image in no class folder)", "README"]
+    )
     command = ("augment", "--dataset", photos, "--workers", 0, "--out", tmp_path / "out")
     told = run(*command).stderr.splitlines()[0]
     assert told.startswith("3 passed over")
@@ -186,130 +248,34 @@ def test_a_folder_that_is_linked_twice_counts_once_under_the_first_name(tmp_path
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     for name in "hdaecfbg":  # in no order, or the order of the disk might decide
         (tmp_path / "photos" / "cat" / name).symlink_to(elsewhere)
-    assert set(classes_of(Folder(tmp_path / "photos").listing())) == {"cat/a/1.png"}
-
-
-ROWS = [("a.png", "10", "train"), ("sub/b.png", "2", "val"), ("c.png", "10", "test")]
-
-
-def write_list(folder: Path, kind: str, columns: dict[str, list[object]]) -> ListFile:
-    path = folder / f"list.{kind}"
-    if kind == "parquet":
-        pq.write_table(pa.table(columns), path)
-    else:
-        lines = [columns.keys(), *zip(*columns.values(), strict=True)]
-        path.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
-    return ListFile(path)
-
-
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_list_has_paths_beside_it_numeric_classes_in_order_and_splits(
-    tmp_path: Path, kind: str
-) -> None:
-    images = {
-        path: encode(np.full((4, 5, 3), i, np.uint8), "png", 95)
-        for i, (path, *_) in enumerate(ROWS)
-    }
-    for path, data in images.items():
-        write_files(tmp_path, path, data=data)
-    paths, labels, sides = (list(column) for column in zip(*ROWS, strict=True))
-    numbers: list[object] = [int(label) for label in labels]
-    source = write_list(tmp_path, kind, {"path": paths, "label": numbers, "split": sides})
-    listing = source.listing()
-    assert listing.classes == ("2", "10")
-    assert classes_of(listing) == {path: label for path, label, _ in ROWS}
-    assert splits_of(listing) == {side: {path} for path, _, side in ROWS}
-    for samples in listing.splits.values():
-        assert list(source.read(samples.refs)) == [images[i] for i in samples.ids]
-
-
-def test_a_list_without_splits_is_split_by_hash_of_its_paths(tmp_path: Path) -> None:
-    paths: list[object] = [f"{i}.png" for i in range(50)]
-    source = write_list(tmp_path, "csv", {"file_name": paths, "class": ["cat"] * 50})
-    held_out = {str(p) for p, held in zip(paths, is_held_out(paths, 0.2), strict=True) if held}
-    assert splits_of(source.listing())["test"] == held_out
-
-
-def test_a_byte_order_mark_is_no_part_of_a_columns_name(tmp_path: Path) -> None:
-    (tmp_path / "l.csv").write_bytes("path,label\nä.png,Bär\n".encode("utf-8-sig"))
-    assert classes_of(ListFile(tmp_path / "l.csv").listing()) == {"ä.png": "Bär"}
-
-
-def test_numbers_that_are_written_in_several_ways_have_one_order(tmp_path: Path) -> None:
-    labels = ["1", "01", "0001", "00001", "001", "000001", "2"]
-    paths: list[object] = [f"{i}.png" for i in range(7)]
-    listing = write_list(tmp_path, "csv", {"path": paths, "label": labels}).listing()
-    assert listing.classes == ("000001", "00001", "0001", "001", "01", "1", "2")
-
-
-def test_an_absolute_path_is_taken_as_it_is(tmp_path: Path) -> None:
-    photo = write_files(tmp_path / "photos", "a.png") / "a.png"
-    (tmp_path / "lists").mkdir()
-    source = write_list(tmp_path / "lists", "csv", {"path": [photo], "label": ["cat"]})
-    samples = next(s for s in source.listing().splits.values() if len(s))
-    assert list(source.read(samples.refs)) == [PNG]
+    root = write_files(tmp_path / "photos", "dog/2.png")
+    assert set(classes_of(Folder(root).listing())) == {"cat/a/1.png", "dog/2.png"}
 
 
 @pytest.mark.parametrize(
-    ("kind", "columns", "expected"),
-    [
-        ("parquet", {"path": ["a", "a"], "label": [1, 2]}, "sample id 'a' appears"),
-        ("csv", {"path": ["a", "a"], "label": [1, 1], "split": ["train", "test"]}, "'a' appears"),
-        ("parquet", {"path": ["a", None], "label": [1, 2]}, "row 2 lacks a path or a label"),
-        ("parquet", {"path": ["a", "b"], "label": [None, 2]}, "row 1 lacks a path or a label"),
-        ("csv", {"path": ["a"], "label": [1], "split": [""]}, "row 1 lacks a split"),
-        ("parquet", {"path": ["a"], "label": [1], "split": [None]}, "row 1 lacks a split"),
-        ("csv", {"path": ["a"], "label": [1], "split": ["../x"]}, "a split is named '../x'"),
-        (
-            "csv",
-            {"path": ["a\0b"], "label": [1]},
-            r"row 1: expected the path of an image, found 'a\\x00b'",
-        ),
-        ("parquet", {"image": [{"bytes": PNG}], "label": [1]}, "row 1: .* give its folder instead"),
-    ],
+    "name", ["cat\r", " cat", "cat ", "c\tat", "c\nat", "\x7fcat", "cat\x85", " "]
 )
-def test_a_list_with_a_wrong_row_is_refused(
-    tmp_path: Path, kind: str, columns: dict[str, list[object]], expected: str
-) -> None:
-    with pytest.raises(SourceError, match=expected) as caught:
-        check_listing("list", write_list(tmp_path, kind, columns).listing())
-    assert len(str(caught.value)) < 300
+def test_a_class_name_that_no_reader_keeps_is_refused(tmp_path: Path, name: str) -> None:
+    listing = Folder(write_files(tmp_path, f"{name}/1.png", "dog/2.png")).listing()
+    with pytest.raises(SourceError, match=r"a class is named .*: rename it") as caught:
+        check_listing("photos", listing)
+    assert repr(name) in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
-def fingerprint_of(source: Source) -> str:
-    listing = source.listing()
-    scans = {split: scan(source, samples) for split, samples in listing.splits.items()}
-    return fingerprint(listing.classes, listing.splits, scans)
-
-
-def test_a_fingerprint_changes_with_any_content_label_name_or_box(tmp_path: Path) -> None:
-    write_photos(tmp_path, 6)
-    source = Folder(tmp_path)
-    before = [fingerprint_of(source)]
-    path = tmp_path / "cat" / "000.png"
-    data = bytearray(path.read_bytes())
-    data[-20] ^= 1
-    path.write_bytes(data)
-    before.append(fingerprint_of(source))
-    path.rename(tmp_path / "dog" / "000.png")
-    before.append(fingerprint_of(source))
-    (tmp_path / "cat").rename(tmp_path / "cats")
-    before.append(fingerprint_of(source))
-    listing = source.listing()
-    scans = {split: scan(source, samples) for split, samples in listing.splits.items()}
-    boxes = {s: replace(x, boxes=np.ones((len(x), 4), np.int32)) for s, x in listing.splits.items()}
-    before.append(fingerprint(listing.classes, boxes, scans))
-    assert len(set(before)) == 5
-
-
-def test_a_fingerprint_does_not_depend_on_order_or_place(tmp_path: Path) -> None:
-    rows = write_photos(tmp_path / "a", 8)
-    names = [p.relative_to(rows).as_posix() for p in sorted(rows.rglob("*.png"))]
-    (tmp_path / "a").rename(tmp_path / "b")
-    found = {
-        fingerprint_of(
-            write_list(tmp_path / "b", "csv", {"path": order, "label": [i[:3] for i in order]})
-        )
-        for order in (names, names[::-1], names[4:] + names[:4])
+def test_what_is_no_regular_file_is_named_and_never_read(tmp_path: Path) -> None:
+    root = write_files(tmp_path, "cat/a.png")
+    os.mkfifo(root / "cat" / "pipe.jpg")
+    (root / "cat" / "device.png").symlink_to("/dev/zero")
+    with (root / "cat" / "large.png").open("wb") as file:
+        file.truncate(10**9 + 1)  # a hole: takes no room
+    source = Folder(root)
+    found = {}
+    for samples in source.listing().splits.values():
+        errors = scan(source, samples).errors
+        found |= {samples.ids[i]: why for i, why in errors.items()}
+    assert found == {
+        "cat/device.png": "cannot be read: not a regular file",
+        "cat/large.png": "cannot be read: 1,000,000,001 bytes, at most 1,000,000,000 are read",
+        "cat/pipe.jpg": "cannot be read: not a regular file",
     }
-    assert len(found) == 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +57,27 @@ def test_digits_show_what_their_labels_say() -> None:
         # 0..16 stretched to 0..255.
         want = np.rint(known.images[numbers] * 255 / 16)
         assert_array_equal(np.stack(list(source.read(samples.refs))), want)
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o711])
+def test_a_folder_that_may_not_be_read_is_told_in_one_line(mode: int) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        os.chmod(name, 0o755)
+        photos = Path(name) / "photos"
+        photos.mkdir(mode)
+        photos.chmod(mode if os.geteuid() == 0 else mode & 0o11)
+        user = os.geteuid()
+        os.seteuid(65534 if user == 0 else user)  # root may read anything
+        try:
+            with pytest.raises(SourceError, match=f"--dataset {photos}: Permission denied; expect"):
+                open_source(str(photos), Path("unused"))
+        finally:
+            os.seteuid(user)
+
+
+def test_a_name_that_is_too_long_for_a_path_is_told_in_one_line() -> None:
+    with pytest.raises(SourceError, match="File name too long; expected a folder or a list"):
+        open_source("a" * 300, Path("unused"))
 
 
 def write_fashion_mnist(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -167,6 +190,14 @@ def test_a_cifar_file_of_an_odd_size_is_named_with_what_to_do(tmp_path: Path, n_
     path.write_bytes(bytes(n_bytes))
     expected = f"{path}: {n_bytes:,} bytes, expected a multiple of 3073; remove {path.parent}"
     with pytest.raises(SourceError, match=expected):
+        Cifar10(tmp_path).listing()
+
+
+def test_a_cifar_file_with_fewer_images_than_the_first_is_named(tmp_path: Path) -> None:
+    write_cifar(Cifar10, tmp_path)
+    path = tmp_path / Cifar10.folder / "data_batch_3.bin"
+    path.write_bytes(path.read_bytes()[:3073])
+    with pytest.raises(SourceError, match=f"{path}: 1 images, but data_batch_1.bin has 3; remove"):
         Cifar10(tmp_path).listing()
 
 
