@@ -145,7 +145,7 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
     if plan.ignored:
         shown = ", ".join(plan.ignored[:3]) + (" and more" if len(plan.ignored) > 3 else "")
         report.say(
-            f"{len(plan.ignored)} passed over, not named as images or in no class folder: {shown}",
+            f"{len(plan.ignored)} passed over: {shown}",
             event="ignored",
             files=list(plan.ignored),
         )
