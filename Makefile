@@ -23,9 +23,9 @@ check: $(VENV)/dev
 
 bench: $(VENV)/dev $(PEERS)/installed
 	$(RUN)python benchmarks/startup.py
-	$(RUN)python benchmarks/offline.py cifar10
 	$(RUN)python benchmarks/offline.py photos
-	$(RUN)python benchmarks/memory.py
+	$(RUN)python benchmarks/offline.py cifar10 $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA))
+	$(RUN)python benchmarks/memory.py $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA))
 
 clean:
 	rm -rf $(VENV) $(READERS) $(PEERS) augmented

@@ -34,7 +34,7 @@ from pipeline.task import (
     resolve_encoding,
 )
 
-# Samples and copies that are written for an estimate; more samples while they decode to 1 MB.
+# Samples that are written for an estimate, two copies of each; more while they decode to 1 MB.
 FEW, MAX_MEASURED, MEASURED_BYTES = 8, 512, 2**20
 
 QUALITY = 95  # of JPEG
@@ -213,7 +213,7 @@ def make_plan(config: AugmentConfig, report: Report) -> Plan:
 def estimate_bytes(plan: Plan) -> tuple[float, float]:
     """(bytes, seconds on one core) that the whole output takes, from a measured sample of it.
 
-    A few samples of the largest block and a few of their copies are written to nowhere: 8, or more
+    A few samples of the largest block are written to nowhere, with two copies: 8, or more
     where images are so small that what a file costs beside its rows would tell.
     """
     import io
@@ -235,9 +235,9 @@ def estimate_bytes(plan: Plan) -> tuple[float, float]:
 
 
 def excerpt(task: Task, positions: np.ndarray) -> Task:
-    """The task of the samples at these positions, and of the first few copies."""
+    """The task of the samples at these positions, and of the first two copies."""
     split = task.job.splits[task.split]
-    fewer = {**task.job.splits, task.split: {**split, "copies": min(FEW, split["copies"])}}
+    fewer = {**task.job.splits, task.split: {**split, "copies": min(2, split["copies"])}}
     return replace(
         task,
         job=replace(task.job, splits=fewer),
