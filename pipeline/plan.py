@@ -32,6 +32,7 @@ from pipeline.task import (
     plan_tasks,
     resolve_block_samples,
     resolve_encoding,
+    usable_shapes,
 )
 
 # Samples that are written for an estimate, two copies of each; more while they decode to 1 MB.
@@ -221,8 +222,7 @@ def estimate_bytes(plan: Plan) -> tuple[float, float]:
     from pipeline.shard import fill_shard
 
     task = max(plan.tasks(), key=n_images)
-    image_bytes = int(plan.scans[task.split].shapes.prod(axis=1).max())
-    n = max(FEW, min(MAX_MEASURED, MEASURED_BYTES // max(1, image_bytes)))
+    n = max(FEW, min(MAX_MEASURED, MEASURED_BYTES // largest_bytes(plan)))
     # First in a child, since an input may kill what decodes it; this also pays for the imports.
     some = excerpt(task, np.arange(min(n, len(task.samples))))
     bad = {sample_id for sample_id, _ in fill_shard(some, io.BytesIO(), True).quarantined}
@@ -232,6 +232,12 @@ def estimate_bytes(plan: Plan) -> tuple[float, float]:
     seconds = time.perf_counter() - started
     share = plan.n_images / max(1, record.rows)
     return record.bytes * share, seconds * share
+
+
+def largest_bytes(plan: Plan) -> int:
+    """Of the largest image, decoded; or of all, where they will have one size."""
+    sizes = np.array([plan.job.shape]) if plan.job.shape else usable_shapes(plan.scans)
+    return max(1, int(sizes.prod(axis=1, dtype=np.int64).max()))
 
 
 def excerpt(task: Task, positions: np.ndarray) -> Task:

@@ -1,6 +1,8 @@
 """A pool of two processes over albumentations, as its users write it.
 
-Photos are decoded once for all copies, or with `per-copy` anew for each copy, as data loaders do.
+The four ops one after another, as a policy is written, or with `fused` shift and rotation as one
+`Affine`. Photos are decoded once for all copies, or with `per-copy` anew for each, as data loaders
+do.
 """
 
 from __future__ import annotations
@@ -20,14 +22,19 @@ import pyarrow.parquet as pq
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import albumentations as A  # noqa: N812
 
+SHIFT = {"x": (-0.1, 0.1), "y": (-0.1, 0.1)}
+BORDER = cv2.BORDER_REFLECT
+WARPS = (
+    [A.Affine(translate_percent=SHIFT, rotate=(-15, 15), border_mode=BORDER, p=1)]
+    if "fused" in sys.argv
+    else [
+        A.Affine(translate_percent=SHIFT, border_mode=BORDER, p=1),
+        A.Rotate(limit=15, border_mode=BORDER, p=1),
+    ]
+)
 POLICY = A.Compose(
     [
-        A.Affine(
-            translate_percent={"x": (-0.1, 0.1), "y": (-0.1, 0.1)},
-            rotate=(-15, 15),
-            border_mode=cv2.BORDER_REFLECT,
-            p=1,
-        ),
+        *WARPS,
         A.HorizontalFlip(p=0.5),
         A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0, p=1),
     ]
