@@ -243,7 +243,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_that_is_too_small_is_told_before_work_starts(small_disk: Path) -> None:
     line = refused(5, "augment", "--copies", 50, "--out", small_disk / "out", "--quiet")
-    assert "8.3 MB are needed and 4.2 MB are free" in line
+    assert "8.5 MB are needed and 4.2 MB are free" in line
     assert list(small_disk.iterdir()) == []
 
 
