@@ -38,6 +38,11 @@ class Compression(StrEnum):
     zstd = "zstd"
 
 
+class Engine(StrEnum):
+    opencv = "opencv"
+    tensorflow = "tensorflow"
+
+
 class LogFormat(StrEnum):
     text = "text"
     json = "json"
@@ -142,15 +147,13 @@ def augment(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be written.")
     ] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="Of --online: OpenCV's kernel, or TensorFlow's graph ops.")
+    ] = Engine.opencv,
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Write augmented copies of a data set to shards."""
-    if online:
-        raise UserError(
-            "--online: not there yet; `pipeline augment --offline` writes the same images"
-        )
-    from pipeline import offline
+    """Write augmented copies of a data set to shards, or only make them (--online)."""
     from pipeline.plan import AugmentConfig
     from pipeline.report import Report, summary_lines
 
@@ -178,6 +181,13 @@ def augment(
         **options,
     )
     report = Report(quiet=quiet, log_format=log_format.value)
+    if online:
+        from pipeline.online import stream_through
+
+        print(stream_through(config, engine.value, report))
+        return
+    from pipeline import offline
+
     if dry_run:
         print(offline.dry_run(config, report))
     else:

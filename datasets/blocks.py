@@ -13,6 +13,7 @@ BLOCK_BYTES = 64 * 2**20  # decoded; a worker holds one block
 MAX_BLOCK_SAMPLES = 4096
 MIN_BLOCKS = 8  # small data sets with many copies still run in parallel
 SMALL = 256  # samples; below it one block is enough
+GROUP_BYTES = 256 * 2**20  # decoded; as many blocks are permuted together in an epoch
 
 
 def default_block_samples(image_bytes: int) -> int:
@@ -56,3 +57,28 @@ def limited(ids: Sequence[str], limit: int | None) -> np.ndarray:
         return np.arange(len(ids))
     ranks = mix(sample_keys(ids), 0, "limit")
     return np.sort(np.argsort(ranks, kind="stable")[:limit])
+
+
+def blocks_per_group(n_samples: int, n_blocks: int, image_bytes: int) -> int:
+    """How many of a split's blocks are permuted together in an epoch: as many as decode to 256 MB,
+    and at least one. Small data sets are permuted as a whole."""
+    return max(1, GROUP_BYTES * n_blocks // max(1, n_samples * image_bytes))
+
+
+def epoch_order(
+    keys: np.ndarray, blocks: np.ndarray, n_blocks: int, per_group: int, seed: int, epoch: int
+) -> np.ndarray:
+    """(n,) positions of samples in the order in which an epoch shows them.
+
+    The blocks come in a random order, and the samples of each `per_group` of them in a random order
+    together. Which of two samples comes first depends on no third: who reads some blocks at a time,
+    or leaves samples out, sees the same order.
+    Args:
+      keys: (n,) uint64, from `sample_keys`. blocks: (n,) uint64 block numbers, from `block_of`.
+      seed: Of the order, which need not be that of the augmentation. epoch: 0, 1, ...
+    """
+    ranks = mix(np.arange(n_blocks, dtype=np.uint64), seed, f"blocks of epoch {epoch}")
+    turn = np.argsort(np.argsort(ranks, kind="stable"), kind="stable")  # block -> its place
+    group = turn[blocks.astype(np.int64)] // per_group
+    # Equal hashes of two samples, one in 2**64, are told apart by their keys.
+    return np.lexsort((keys, mix(keys, seed, f"samples of epoch {epoch}"), group))

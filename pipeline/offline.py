@@ -29,7 +29,7 @@ from datasets.commit import (
     seal,
     write_atomically,
 )
-from datasets.errors import EnvironmentFailed, NotCommitted, OutputError
+from datasets.errors import EnvironmentFailed, OutputError
 from datasets.manifest import Manifest, Record, read_manifest
 from datasets.schema import canonical_json
 from pipeline.job import differences, probe, versions
@@ -41,6 +41,7 @@ from pipeline.plan import (
     largest_bytes,
     make_plan,
     output_folder,
+    refuse_too_many_bad,
 )
 from pipeline.report import Report, size
 from pipeline.task import Task, n_images
@@ -183,7 +184,13 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
         records, first = run_tasks(config, tasks, report)
         worked = time.monotonic()
         shards = sorted([*done.values(), *records], key=lambda r: r.name)
-        refuse_too_many_bad(plan, shards, config.max_bad)
+        refuse_too_many_bad(
+            [item for record in shards for item in record.quarantined],
+            sum(len(part) for part in plan.samples.values()),
+            config.max_bad,
+            "nothing was committed; mend or remove them, or run again with a higher --max-bad "
+            "(finished shards are kept)",
+        )
         finish(plan, shards, config.overwrite)
         seconds = {
             "plan": planned - started,
@@ -216,19 +223,6 @@ def run_tasks(
             records.append(record)
             progress.advance(sizes[record.name])
     return records, started[0] if started else time.monotonic()
-
-
-def refuse_too_many_bad(plan: Plan, shards: Sequence[Record], max_bad: float) -> None:
-    bad = [item for record in shards for item in record.quarantined]
-    total = sum(len(s) for s in plan.samples.values())
-    if len(bad) > max_bad * total or len(bad) == total:
-        names = "; ".join(f"{name}: {why}" for name, why in bad[:5])
-        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise NotCommitted(
-            f"{len(bad)} of {total} inputs cannot be used, --max-bad {max_bad:g} allows "
-            f"{int(max_bad * total)}: {names}{more}. Nothing was committed; mend or remove them, "
-            "or run again with a higher --max-bad (finished shards are kept)"
-        )
 
 
 def finish(plan: Plan, shards: list[Record], overwrite: bool) -> None:

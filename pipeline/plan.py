@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -15,7 +15,7 @@ import numpy as np
 from datasets.blocks import limited
 from datasets.catalog import CATALOG, open_source
 from datasets.commit import partial_folder
-from datasets.errors import SourceError, UserError
+from datasets.errors import NotCommitted, SourceError, UserError
 from datasets.fingerprint import Scan, fingerprint, scan
 from datasets.source import Listing, Samples, Source, check_listing
 from pipeline.job import Job, probe
@@ -209,6 +209,19 @@ def make_plan(config: AugmentConfig, report: Report) -> Plan:
         version=version("augmentation-pipeline"),
     )
     return Plan(job, listing.classes, source, samples, scans, out, listing.ignored)
+
+
+def refuse_too_many_bad(
+    bad: Sequence[tuple[str, str]], total: int, max_bad: float, advice: str
+) -> None:
+    """Raises: NotCommitted that names some of the (sample id, reason) where they are too many."""
+    if len(bad) > max_bad * total or len(bad) == total:
+        names = "; ".join(f"{name}: {why}" for name, why in bad[:5])
+        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise NotCommitted(
+            f"{len(bad)} of {total} inputs cannot be used, --max-bad {max_bad:g} allows "
+            f"{int(max_bad * total)}: {names}{more}; {advice}"
+        )
 
 
 def estimate_bytes(plan: Plan) -> tuple[float, float]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+Array = Any  # NumPy's or TensorFlow's
+Shift = Callable[[Array, Any], Array]
 MAX_COPY = 65_535  # 16 bits of the counter
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -13,24 +17,30 @@ LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 
 
-def philox4x32(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """(4, n) uint64 counters holding 32-bit words, two 32-bit key words -> (4, n) uint64 words.
+def philox4x32(counter: Array, key: tuple[int, int], shift: Shift = np.right_shift) -> list[Array]:
+    """Four (n,) uint64 counters holding 32-bit words, two 32-bit key words -> four (n,) uint64.
 
-    Ten rounds, which pass BigCrush; held in uint64 so that a product keeps its high half.
+    Ten rounds, which pass BigCrush; held in uint64 so that a product keeps its high half. Arrays of
+    NumPy or TensorFlow; `shift` is its shift to the right, the one step that no operator does.
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
     x0, x1, x2, x3 = counter
     k0, k1 = key
     for _ in range(10):
-        product0, product1 = MULTIPLIERS[0] * x0, MULTIPLIERS[1] * x2
+        product0, product1 = x0 * MULTIPLIERS[0], x2 * MULTIPLIERS[1]
         x0, x1, x2, x3 = (
-            (product1 >> HALF) ^ x1 ^ np.uint64(k0),
+            shift(product1, HALF) ^ x1 ^ np.uint64(k0),
             product1 & LOW,
-            (product0 >> HALF) ^ x3 ^ np.uint64(k1),
+            shift(product0, HALF) ^ x3 ^ np.uint64(k1),
             product0 & LOW,
         )
         k0, k1 = (k0 + KEY_STEPS[0]) & 0xFFFFFFFF, (k1 + KEY_STEPS[1]) & 0xFFFFFFFF
-    return np.stack([x0, x1, x2, x3])
+    return [x0, x1, x2, x3]
+
+
+def split_seed(seed: int) -> tuple[int, int]:
+    """A 64-bit seed as the two words of the key, the low one first."""
+    return seed & 0xFFFFFFFF, seed >> 32
 
 
 def op_number(name: str) -> int:
@@ -60,7 +70,7 @@ def words(seed: int, keys: np.ndarray, copy: int, op: int, occurrence: int, n: i
     counter[1] = op << 16 | copy
     counter[2] = keys & LOW
     counter[3] = keys >> HALF
-    out = philox4x32(counter.reshape(4, -1), (seed & 0xFFFFFFFF, seed >> 32))
+    out = np.stack(philox4x32(counter.reshape(4, -1), split_seed(seed)))
     by_sample = out.reshape(4, n_blocks, len(keys)).transpose(2, 1, 0)
     return by_sample.reshape(len(keys), 4 * n_blocks)[:, :n]
 

@@ -43,7 +43,6 @@ def refused(code: int, *arguments: object) -> str:
         (("--split", "validation"), "digits has train, test"),
         (("--image-size", "big"), "expected pixels such as 224"),
         (("--format", "tfrecord", "--compression", "zstd"), "reads no compressed TFRecord"),
-        (("--online",), "not there yet"),
         (("--dataset", ""), "expected a name or a path, got nothing"),
         (("--quality", 80), "the images are stored as raw"),
         (("--policy", "albumentations.RandomScale(p=0.0005)"), "cannot be part of a policy"),

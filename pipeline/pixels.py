@@ -1,0 +1,117 @@
+"""Decoded images by position: what training reads again and again."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from datasets.errors import ImageError
+from datasets.fingerprint import read_each
+from datasets.source import Samples, Source
+from pipeline.shard import decode_one
+
+CHUNK = 64  # samples that a thread decodes at a time
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images of one shape. `pixels[positions]` gives (B, H, W, C) uint8; safe to call from threads.
+
+    stored: (n, H, W, C), the first images as far as the cache reaches; the others are decoded
+      whenever they are asked for.
+    """
+
+    source: Source
+    samples: Samples
+    image_size: tuple[int, int] | None
+    shape: tuple[int, int, int]
+    stored: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        n = len(self.stored)
+        if n == len(self):
+            return np.asarray(self.stored[positions])
+        out = np.empty((len(positions), *self.shape), np.uint8)
+        cached = positions < n
+        out[cached] = self.stored[positions[cached]]
+        for row, image in zip(
+            np.flatnonzero(~cached), self.decode(positions[~cached]), strict=True
+        ):
+            if isinstance(image, ImageError):  # it decoded when training began
+                raise image
+            out[row] = image
+        return out
+
+    def decode(self, positions: np.ndarray) -> Iterator[np.ndarray | ImageError]:
+        """Each image read from the source, or why it cannot be used."""
+        where = positions.tolist()
+        boxes = self.samples.boxes
+        for i, data in zip(
+            where, read_each(self.source, [self.samples.refs[i] for i in where]), strict=True
+        ):
+            try:
+                if isinstance(data, OSError):
+                    raise ImageError(f"cannot be read: {data.strerror or data}")
+                box = None if boxes is None else tuple(boxes[i].tolist())
+                image = decode_one(data, self.source.channels, box, self.image_size, None)
+                if image.shape != self.shape:
+                    raise ImageError(f"decodes to {image.shape}, its header said {self.shape}")
+            except ImageError as err:
+                yield err
+            else:
+                yield image
+
+
+def cache_bytes() -> int:
+    """How much decoded images may take in memory: a quarter of what the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def load_pixels(
+    source: Source,
+    samples: Samples,
+    image_size: tuple[int, int] | None,
+    shape: tuple[int, int, int],
+    cache: str,
+    n_threads: int,
+    on_images: Callable[[int], None] = lambda n: None,
+) -> tuple[Pixels, dict[int, str]]:
+    """The pixels of all samples, each decoded once, and position -> reason of the unusable ones.
+
+    Args:
+      cache: `memory` (as many as fit a quarter of it), `disk` (all, in a file without a name in the
+        temporary folder) or `none`: decoded again whenever they are needed.
+      on_images: Told how many more have been decoded.
+    """
+    n, image_bytes = len(samples), int(np.prod(shape))
+    if cache == "disk":
+        with tempfile.TemporaryFile() as file:  # the map keeps it, and it goes with the map
+            file.truncate(max(1, n * image_bytes))
+            stored: np.ndarray = np.memmap(file, np.uint8, "r+", shape=(n, *shape))
+    else:
+        n_stored = min(n, cache_bytes() // image_bytes) if cache == "memory" else 0
+        stored = np.empty((n_stored, *shape), np.uint8)
+    pixels = Pixels(source, samples, image_size, shape, stored)
+    bad: dict[int, str] = {}
+
+    def fill(start: int) -> int:
+        positions = np.arange(start, min(start + CHUNK, n))
+        for i, image in zip(positions.tolist(), pixels.decode(positions), strict=True):
+            if isinstance(image, ImageError):
+                bad[i] = str(image)
+            elif i < len(stored):
+                stored[i] = image
+        return len(positions)
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        for done in pool.map(fill, range(0, n, CHUNK)):
+            on_images(done)
+    return pixels, bad

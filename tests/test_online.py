@@ -1,0 +1,244 @@
+"""The online path makes the images that the shards hold, in an order of its own, from any batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from datasets import images
+from datasets.blocks import block_of, epoch_order
+from datasets.errors import NotCommitted, PolicyError, UserError
+from datasets.formats import FORMATS
+from datasets.manifest import read_manifest
+from datasets.source import sample_keys
+from pipeline.online import Stream, as_dataset, import_tensorflow, open_stream
+from pipeline.plan import AugmentConfig
+from pipeline.report import Report
+from tests.running import run, write_photos
+
+QUIET = Report(quiet=True)
+EVERY_OP = ("shift()", "rotate()", "flip()", "brightness()", "flip(vertical=0.5)|fill(mode='wrap')")
+ALL = "shift()|rotate()|flip()|brightness()"
+
+
+def stream_of(dataset: str, batch_size: int = 50, cache: str = "memory", **options) -> Stream:
+    config = AugmentConfig(dataset=dataset, data_dir=Path("unused"), **options)
+    return open_stream(config, batch_size, order_seed=3, cache=cache, report=QUIET)
+
+
+def images_of(stream: Stream, engine: str, n_epochs: int) -> dict[tuple[int, int], np.ndarray]:
+    """(position, copy) -> image, by iterating the data set; labels are checked on the way."""
+    found = {}
+    steps = range(n_epochs * stream.steps_per_epoch)
+    for step, (batch, labels) in zip(
+        steps, as_dataset(stream, 0, len(steps), engine).as_numpy_iterator(), strict=True
+    ):
+        copy, positions = stream.chosen(step)
+        assert_array_equal(labels, stream.labels[positions])
+        found.update({(int(i), copy): image for i, image in zip(positions, batch, strict=True)})
+    return found
+
+
+def rows_of(out: Path, split: str) -> dict[tuple[str, int], np.ndarray]:
+    """(sample id, copy) -> decoded image of every row of a split."""
+    manifest = read_manifest(out)
+    found = {}
+    for record in manifest.shards:
+        if record.split != split:
+            continue
+        for rows in FORMATS[manifest.job["format"]].read(out / record.name):
+            for i, stored in enumerate(rows.images):
+                image = images.decode(stored) if isinstance(stored, bytes) else stored
+                found[rows.ids[i], rows.copy] = image.copy()
+    return found
+
+
+def compare(dataset: str, out: Path, policy: str, engine: str, **options) -> None:
+    """Every image of four epochs against copies 1 to 4 of the shards, bit for bit."""
+    stream = stream_of(dataset, policy=policy, **options)
+    rows = rows_of(out, "train")
+    ids = stream.pixels.samples.ids
+    made = images_of(stream, engine, n_epochs=4)
+    assert len(made) == 4 * len(ids)
+    for (position, copy), image in made.items():
+        assert_array_equal(image, rows[ids[position], copy])
+
+
+@pytest.mark.parametrize("policy", [*EVERY_OP, ALL, f"{ALL}|albumentations.GaussNoise(p=0.6)"])
+def test_epoch_e_is_copy_e_plus_1_bit_for_bit(tmp_path: Path, policy: str) -> None:
+    job = ("augment", "--limit", 120, "--policy", policy, "--workers", 0, "--seed", 7)
+    run(*job, "--out", tmp_path / "out")
+    compare("digits", tmp_path / "out", policy, "opencv", seed=7, limit=120)
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk", "none"])
+def test_photos_are_the_same_through_png_whatever_the_cache(tmp_path: Path, cache: str) -> None:
+    photos, out = write_photos(tmp_path / "photos", 20), tmp_path / "out"
+    size = ("--image-size", "70x90", "--encoding", "png")
+    run("augment", "--dataset", photos, *size, "--policy", ALL, "--workers", 0, "--out", out)
+    stream = stream_of(str(photos), cache=cache, policy=ALL, image_size=(70, 90))
+    rows, ids = rows_of(out, "train"), stream.pixels.samples.ids
+    for (position, copy), image in images_of(stream, "opencv", 2).items():
+        assert_array_equal(image, rows[ids[position], copy])
+
+
+@pytest.mark.parametrize("policy", [*EVERY_OP, ALL])
+@pytest.mark.parametrize("size", [(24, 24), (90, 70)])
+def test_graph_ops_give_nearly_the_same_pixels(
+    tmp_path: Path, policy: str, size: tuple[int, int]
+) -> None:
+    photos = write_photos(tmp_path / "photos", 60)
+    stream = stream_of(str(photos), policy=policy, image_size=size)
+    ours, theirs = (images_of(stream, engine, 3) for engine in ("opencv", "tensorflow"))
+    apart = np.abs(np.stack([ours[k].astype(int) - theirs[k] for k in ours]))
+    # Random pixels are the worst case: each step of a matrix in float32 meets the steepest slopes.
+    assert apart.max() <= 2
+    assert (apart > 0).mean() < 1e-3
+
+
+@pytest.mark.parametrize("copy", [0, 1, 65_535])
+def test_graph_ops_draw_the_same_parameters_bit_for_bit(copy: int) -> None:
+    tf = import_tensorflow()
+    from pipeline.policy import parse_policy
+    from pipeline.tensorflow_kernel import parameters
+
+    policy = parse_policy(
+        "shift(p=0.7)|rotate(degrees=33)|flip(vertical=0.2)|brightness()|rotate()"
+    )
+    keys, seed = sample_keys([str(i) for i in range(999)]), 2**64 - 5
+    want = policy.params(seed, keys, copy, 40, 56)
+    got = tf.function(lambda k, c: parameters(policy, seed, k, c, 40, 56))(keys, tf.constant(copy))
+    assert set(got) == set(want)
+    for name, values in want.items():
+        assert_array_equal(got[name].numpy().view(np.uint32), values.view(np.uint32))
+
+
+def test_graph_ops_can_be_saved_and_run_without_this_package(tmp_path: Path) -> None:
+    tf = import_tensorflow()
+    from pipeline.policy import parse_policy
+    from pipeline.tensorflow_kernel import augment_batch
+
+    policy, keys = parse_policy(ALL), sample_keys(list("abcdef"))
+    batch = np.random.default_rng(0).integers(0, 256, (6, 20, 30, 3), np.uint8)
+
+    class Module(tf.Module):
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec((None, 20, 30, 3), tf.uint8),
+                tf.TensorSpec((None,), tf.uint64),
+                tf.TensorSpec((), tf.int64),
+            ]
+        )
+        def augment(self, images, keys, copy):
+            return augment_batch(policy, images, keys, copy, 5)
+
+    tf.saved_model.save(Module(), str(tmp_path / "saved"))
+    graph = tf.saved_model.load(str(tmp_path / "saved"))
+    ops = {
+        node.op for f in graph.augment.concrete_functions for node in f.graph.as_graph_def().node
+    }
+    assert not any("PyFunc" in op for op in ops)
+    want = augment_batch(policy, batch, keys, 4, 5)
+    assert_array_equal(graph.augment(batch, keys, np.int64(4)), want)
+
+
+def test_library_ops_are_refused_by_the_graph_engine_in_one_line() -> None:
+    stream = stream_of("digits", policy="albumentations.GaussNoise()", limit=30)
+    with pytest.raises(PolicyError, match="is no graph op; use --engine opencv"):
+        as_dataset(stream, 0, 1, "tensorflow")
+
+
+@pytest.mark.parametrize("engine", ["opencv", "tensorflow"])
+def test_any_batch_can_be_the_first(engine: str) -> None:
+    stream = stream_of("digits", policy=ALL, limit=120)
+    n = 2 * stream.steps_per_epoch
+    whole = list(as_dataset(stream, 0, n, engine).as_numpy_iterator())
+    for start in (1, stream.steps_per_epoch, n - 1):
+        rest = list(as_dataset(stream, start, n, engine).as_numpy_iterator())
+        for (a, b), (c, d) in zip(rest, whole[start:], strict=True):
+            assert_array_equal(a, c)
+            assert_array_equal(b, d)
+
+
+def test_an_epoch_shows_every_sample_once_and_each_epoch_in_another_order() -> None:
+    stream = stream_of("digits", limit=300, batch_size=64)
+    orders = [
+        np.concatenate(
+            [
+                stream.chosen(e * stream.steps_per_epoch + s)[1]
+                for s in range(stream.steps_per_epoch)
+            ]
+        )
+        for e in range(3)
+    ]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(300))
+    assert (orders[0] != orders[1]).mean() > 0.9
+    assert (orders[1] != orders[2]).mean() > 0.9
+
+
+IDS = st.lists(st.text(min_size=1, max_size=6), min_size=2, max_size=60, unique=True)
+
+
+@given(IDS, st.integers(0, 5), st.integers(0, 9), st.integers(1, 9), st.randoms())
+def test_the_order_of_an_epoch_is_the_same_for_part_of_the_samples(
+    ids: list[str], doublings: int, epoch: int, per_group: int, random
+) -> None:
+    def order(names: list[str]) -> list[str]:
+        keys, n_blocks = sample_keys(names), 1 << doublings
+        blocks = block_of(keys, 4, n_blocks)
+        return [names[i] for i in epoch_order(keys, blocks, n_blocks, per_group, 8, epoch)]
+
+    part = random.sample(ids, len(ids) // 2)
+    assert order(part) == [name for name in order(ids) if name in part]
+
+
+@given(st.integers(0, 99), st.integers(1, 8))
+def test_blocks_that_are_permuted_together_stay_together(epoch: int, per_group: int) -> None:
+    keys = sample_keys([str(i) for i in range(400)])
+    blocks = block_of(keys, 1, 8)
+    order = epoch_order(keys, blocks, 8, per_group, 2, epoch)
+    seen = [int(b) for b in blocks[order]]
+    groups = [set(seen[:1])]
+    for block in seen:
+        if block not in groups[-1] and len(groups[-1]) == per_group:
+            groups.append(set())
+        groups[-1].add(block)
+    assert sum(len(g) for g in groups) == len(set().union(*groups)) == 8
+
+
+def test_inputs_that_cannot_be_used_are_named_and_left_out(tmp_path: Path, capsys) -> None:
+    photos = write_photos(tmp_path / "photos", 40)
+    whole = (photos / "cat" / "000.png").read_bytes()
+    (photos / "cat" / "000.png").write_bytes(whole[: len(whole) // 2])
+    config = AugmentConfig(str(photos), Path("unused"), image_size=(20, 20), split="train")
+    with pytest.raises(NotCommitted, match=r"cat/000\.png: image file is truncated"):
+        open_stream(config, 8, 0, "memory", QUIET)
+    config = AugmentConfig(str(photos), Path("unused"), image_size=(20, 20), max_bad=0.1)
+    stream = open_stream(config, 8, 0, "memory", Report())
+    assert "not used: cat/000.png: image file is truncated" in capsys.readouterr().err
+    shown = {stream.pixels.samples.ids[i] for i, _ in images_of(stream, "opencv", 1)}
+    assert shown == set(stream.pixels.samples.ids) - {"cat/000.png"}
+
+
+def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 10)
+    with pytest.raises(UserError, match="different sizes, and a batch has one; give --image-size"):
+        stream_of(str(photos))
+
+
+@pytest.mark.parametrize("engine", ["opencv", "tensorflow"])
+def test_the_command_tells_the_rate_and_writes_nothing(tmp_path: Path, engine: str) -> None:
+    result = run(
+        *("augment", "--online", "--engine", engine, "--limit", 100, "--copies", 3),
+        *("--out", tmp_path / "out"),
+    )
+    assert "3 epochs of 100 images: " in result.stdout
+    assert f"images/s with --engine {engine}" in result.stdout
+    assert result.stderr == ""
+    assert list(tmp_path.iterdir()) == []
