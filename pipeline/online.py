@@ -7,16 +7,14 @@ batch can be made at any time: several at once, or from where a run was interrup
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from datasets.blocks import block_of, blocks_per_group, count_blocks, epoch_order
+from datasets.blocks import block_of, count_blocks
 from datasets.catalog import open_source
 from datasets.errors import SourceError, UserError
 from datasets.fingerprint import scan
@@ -28,97 +26,54 @@ from pipeline.plan import AugmentConfig, choose_samples, refuse_too_many_bad
 from pipeline.policy import DEFAULTS, PRESETS, Policy, parse_policy
 from pipeline.report import Report, duration
 from pipeline.rng import MAX_COPY
+from pipeline.stream import (
+    AHEAD,
+    Stream,
+    Tensor,
+    as_dataset,
+    calls_in_flight,
+    import_tensorflow,
+    with_shapes,
+)
 from pipeline.task import common_shape, resolve_block_samples
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-Tensor = Any  # TensorFlow has no types of its own that a checker could use
 BATCH = 256
-# OpenCV's calls on small images are so short that two threads spend their time handing Python's
-# lock to each other: at 32 px two calls in flight make half of what one makes.
-SMALL_SIDE = 64
-AHEAD = 4  # batches that wait ready
 
 
-def import_tensorflow() -> Any:
-    """The library, without the lines that it writes to standard error when it is loaded, before any
-    setting of its own could silence them."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        import tensorflow as tf
+class OnlineImages:
+    """Images of one split, augmented whenever they are asked for.
 
-        tf.constant(0)  # what is written when the first device is made
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-    return tf
-
-
-class Stream:
-    """Batches of one split by number: batch b of epoch e is number e * steps_per_epoch + b.
-
-    Args:
-      pixels: Of n samples. labels: (n,) int64. keys: (n,) uint64, from `sample_keys`.
-      blocks: (n,) block numbers below n_blocks, of which per_group are permuted together.
-      usable: (m,) positions of the samples to show; the others are left out.
-      seed: Of the augmentation. order_seed: Of the order in an epoch.
+    pixels: Of n samples. labels: (n,) int64. keys: (n,) uint64, from `sample_keys`.
+    blocks: (n,) block numbers below n_blocks; n_total: samples of the split with the unusable ones.
+    usable: (m,) positions of the samples that can be decoded.
     """
 
     def __init__(
         self,
         policy: Policy,
-        pixels: Pixels,
-        labels: np.ndarray,
-        keys: np.ndarray,
-        blocks: np.ndarray,
-        n_blocks: int,
-        per_group: int,
-        usable: np.ndarray,
-        batch_size: int,
         seed: int,
-        order_seed: int,
+        pixels: Pixels,
+        classes: tuple[str, ...],
+        n_blocks: int,
+        usable: np.ndarray,
     ) -> None:
-        self.policy, self.pixels, self.labels, self.keys = policy, pixels, labels, keys
-        self.batch_size, self.seed = batch_size, seed
-        self.steps_per_epoch = -(-len(usable) // batch_size)
-        self.n_samples = len(usable)
+        self.policy, self.seed, self.pixels, self.classes = policy, seed, pixels, classes
+        self.ids, self.labels, self.shape = pixels.samples.ids, pixels.samples.labels, pixels.shape
+        self.keys, self.usable, self.n_blocks = sample_keys(self.ids), usable, n_blocks
+        self.blocks = block_of(self.keys, seed, n_blocks)
+        self.n_total, self.n_copies = len(self.ids), MAX_COPY
         self.thread = threading.local()  # a library op's generators are inside it: one a thread
 
-        @lru_cache(maxsize=2)
-        def order(epoch: int) -> np.ndarray:
-            found = epoch_order(
-                keys[usable], blocks[usable], n_blocks, per_group, order_seed, epoch
-            )
-            return usable[found]
-
-        self.order = order
-
-    def chosen(self, step: int) -> tuple[int, np.ndarray]:
-        """The copy that a batch shows, and the positions of its samples."""
-        epoch, batch = divmod(step, self.steps_per_epoch)
-        positions = self.order(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
-        return epoch % MAX_COPY + 1, positions
-
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(B, H, W, C) uint8 augmented images and (B,) int64 labels; the last batch of an epoch
-        holds what is left."""
-        copy, positions = self.chosen(step)
-        images = self.pixels[positions]
-        out, _, _ = augment_batch(
-            self.policy,
-            images,
-            prepare(images, self.policy.fill),
-            self.keys[positions],
-            copy,
-            self.seed,
-            self.library(),
-        )
-        return out, self.labels[positions]
+    def images(self, positions: np.ndarray, copy: int) -> np.ndarray:
+        """(B, H, W, C) uint8: that copy of the samples at these positions."""
+        found = self.pixels[positions]
+        if copy == 0:
+            return found
+        ready, keys = prepare(found, self.policy.fill), self.keys[positions]
+        return augment_batch(self.policy, found, ready, keys, copy, self.seed, self.library())[0]
 
     def library(self) -> LibraryStage | None:
         if self.policy.library and not hasattr(self.thread, "stage"):
@@ -126,10 +81,8 @@ class Stream:
         return getattr(self.thread, "stage", None)
 
 
-def open_stream(
-    config: AugmentConfig, batch_size: int, order_seed: int, cache: str, report: Report
-) -> Stream:
-    """The stream of the config's split; every image is decoded once, so that the unusable ones are
+def open_images(config: AugmentConfig, cache: str, report: Report) -> OnlineImages:
+    """The images of the config's split; every one is decoded once, so that the unusable ones are
     known, and named, before anything is shown.
 
     Raises: UserError for a config or a source that cannot work, or with too many bad inputs.
@@ -165,83 +118,54 @@ def open_stream(
     for name, why in named:
         report.say(f"not used: {name}: {why}", event="quarantined", sample=name, reason=why)
     block_samples = resolve_block_samples(config.block_samples, {config.split: found}, shape)
-    n_blocks = count_blocks(len(samples), block_samples)
-    keys = sample_keys(samples.ids)
-    return Stream(
+    return OnlineImages(
         policy=policy,
-        pixels=pixels,
-        labels=samples.labels,
-        keys=keys,
-        blocks=block_of(keys, config.seed, n_blocks),
-        n_blocks=n_blocks,
-        per_group=blocks_per_group(len(samples), n_blocks, int(np.prod(shape))),
-        usable=np.array([i for i in range(len(samples)) if i not in bad], np.int64),
-        batch_size=batch_size,
         seed=config.seed,
-        order_seed=order_seed,
+        pixels=pixels,
+        classes=listing.classes,
+        n_blocks=count_blocks(len(samples), block_samples),
+        usable=np.array([i for i in range(len(samples)) if i not in bad], np.int64),
     )
 
 
-def as_dataset(stream: Stream, start: int, stop: int, engine: str) -> tf.data.Dataset:
-    """Batches start to stop - 1 as a `tf.data.Dataset` of (images, labels), always in that order.
+def augmented(stream: Stream, start: int, stop: int, engine: str) -> tf.data.Dataset:
+    """Batches start to stop - 1 of a stream of `OnlineImages`, as `as_dataset` gives them.
 
-    Args:
-      start: Where to begin: epoch * steps_per_epoch + batch, so any state can be restored.
-      engine: `opencv`, or `tensorflow` for graph ops.
+    engine: `opencv`, or `tensorflow` for graph ops.
     Raises: PolicyError if the engine has no such op.
     """
+    source = stream.source
+    if engine == "opencv" or not isinstance(source, OnlineImages):
+        return as_dataset(stream, start, stop)
     tf = import_tensorflow()
-    height, width, channels = stream.pixels.shape
-    n_cores = len(os.sched_getaffinity(0))
-    n_calls = 1 if max(height, width) <= SMALL_SIDE else n_cores
-
-    def finished(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        images.set_shape((None, height, width, channels))
-        labels.set_shape((None,))
-        return images, labels
-
-    def by_opencv(step: Tensor) -> tuple[Tensor, Tensor]:
-        # Stateless, or op determinism would let only one call run at a time.
-        made = tf.numpy_function(stream.batch, [step], [tf.uint8, tf.int64], stateful=False)
-        return finished(*made)
+    from pipeline.tensorflow_kernel import augment_batch
 
     def fetch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.int64]:
         copy, positions = stream.chosen(int(step))
-        return (
-            stream.pixels[positions],
-            stream.labels[positions],
-            stream.keys[positions],
-            np.int64(copy),
-        )
+        images, labels = source.images(positions, 0), source.labels[positions]
+        return images, labels, source.keys[positions], np.int64(copy)
 
     def fetched(step: Tensor) -> tuple[Tensor, ...]:
         kinds = [tf.uint8, tf.int64, tf.uint64, tf.int64]
         images, labels, keys, copy = tf.numpy_function(fetch, [step], kinds, stateful=False)
         keys.set_shape((None,))
         copy.set_shape(())
-        return (*finished(images, labels), keys, copy)
+        return (*with_shapes(stream, images, labels), keys, copy)
 
-    def by_tensorflow(
-        images: Tensor, labels: Tensor, keys: Tensor, copy: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        from pipeline.tensorflow_kernel import augment_batch
+    def by_graph(images: Tensor, labels: Tensor, keys: Tensor, copy: Tensor) -> tuple[Tensor, ...]:
+        return augment_batch(source.policy, images, keys, copy, source.seed), labels
 
-        return augment_batch(stream.policy, images, keys, copy, stream.seed), labels
-
-    steps = tf.data.Dataset.range(start, stop)
-    if engine == "opencv":
-        batches = steps.map(by_opencv, n_calls, deterministic=True)
-    else:
-        batches = steps.map(fetched, n_calls, deterministic=True)
-        batches = batches.map(by_tensorflow, n_cores, deterministic=True)
-    return batches.prefetch(AHEAD)
+    n_cores = len(os.sched_getaffinity(0))
+    batches = tf.data.Dataset.range(start, stop).map(fetched, calls_in_flight(stream), True)
+    return batches.map(by_graph, n_cores, True).prefetch(AHEAD)
 
 
 def stream_through(config: AugmentConfig, engine: str, report: Report) -> str:
     """Makes every image of `--copies` epochs and keeps none; says how many a second that were."""
-    stream = open_stream(config, BATCH, config.seed, "memory", report)
+    source = open_images(config, "memory", report)
+    stream = Stream(source, source.usable, BATCH, order_seed=config.seed)
     n_epochs = max(1, config.copies)
-    dataset = as_dataset(stream, 0, n_epochs * stream.steps_per_epoch, engine)
+    dataset = augmented(stream, 0, n_epochs * stream.steps_per_epoch, engine)
     total, started = n_epochs * stream.n_samples, 0.0
     with report.progress(total, "augmenting") as progress:
         for n_batches, (images, _) in enumerate(dataset):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from datasets.errors import NotCommitted, PolicyError, UserError
 from datasets.formats import FORMATS
 from datasets.manifest import read_manifest
 from datasets.source import sample_keys
-from pipeline.online import Stream, as_dataset, import_tensorflow, open_stream
+from pipeline.online import augmented, open_images
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
+from pipeline.stream import Stream, import_tensorflow
 from tests.running import run, write_photos
 
 QUIET = Report(quiet=True)
@@ -28,7 +30,8 @@ ALL = "shift()|rotate()|flip()|brightness()"
 
 def stream_of(dataset: str, batch_size: int = 50, cache: str = "memory", **options) -> Stream:
     config = AugmentConfig(dataset=dataset, data_dir=Path("unused"), **options)
-    return open_stream(config, batch_size, order_seed=3, cache=cache, report=QUIET)
+    source = open_images(config, cache, QUIET)
+    return Stream(source, source.usable, batch_size, order_seed=3)
 
 
 def images_of(stream: Stream, engine: str, n_epochs: int) -> dict[tuple[int, int], np.ndarray]:
@@ -36,10 +39,10 @@ def images_of(stream: Stream, engine: str, n_epochs: int) -> dict[tuple[int, int
     found = {}
     steps = range(n_epochs * stream.steps_per_epoch)
     for step, (batch, labels) in zip(
-        steps, as_dataset(stream, 0, len(steps), engine).as_numpy_iterator(), strict=True
+        steps, augmented(stream, 0, len(steps), engine).as_numpy_iterator(), strict=True
     ):
         copy, positions = stream.chosen(step)
-        assert_array_equal(labels, stream.labels[positions])
+        assert_array_equal(labels, stream.source.labels[positions])
         found.update({(int(i), copy): image for i, image in zip(positions, batch, strict=True)})
     return found
 
@@ -62,7 +65,7 @@ def compare(dataset: str, out: Path, policy: str, engine: str, **options) -> Non
     """Every image of four epochs against copies 1 to 4 of the shards, bit for bit."""
     stream = stream_of(dataset, policy=policy, **options)
     rows = rows_of(out, "train")
-    ids = stream.pixels.samples.ids
+    ids = stream.source.ids
     made = images_of(stream, engine, n_epochs=4)
     assert len(made) == 4 * len(ids)
     for (position, copy), image in made.items():
@@ -82,7 +85,7 @@ def test_photos_are_the_same_through_png_whatever_the_cache(tmp_path: Path, cach
     size = ("--image-size", "70x90", "--encoding", "png")
     run("augment", "--dataset", photos, *size, "--policy", ALL, "--workers", 0, "--out", out)
     stream = stream_of(str(photos), cache=cache, policy=ALL, image_size=(70, 90))
-    rows, ids = rows_of(out, "train"), stream.pixels.samples.ids
+    rows, ids = rows_of(out, "train"), stream.source.ids
     for (position, copy), image in images_of(stream, "opencv", 2).items():
         assert_array_equal(image, rows[ids[position], copy])
 
@@ -150,16 +153,16 @@ def test_graph_ops_can_be_saved_and_run_without_this_package(tmp_path: Path) -> 
 def test_library_ops_are_refused_by_the_graph_engine_in_one_line() -> None:
     stream = stream_of("digits", policy="albumentations.GaussNoise()", limit=30)
     with pytest.raises(PolicyError, match="is no graph op; use --engine opencv"):
-        as_dataset(stream, 0, 1, "tensorflow")
+        augmented(stream, 0, 1, "tensorflow")
 
 
 @pytest.mark.parametrize("engine", ["opencv", "tensorflow"])
 def test_any_batch_can_be_the_first(engine: str) -> None:
     stream = stream_of("digits", policy=ALL, limit=120)
     n = 2 * stream.steps_per_epoch
-    whole = list(as_dataset(stream, 0, n, engine).as_numpy_iterator())
+    whole = list(augmented(stream, 0, n, engine).as_numpy_iterator())
     for start in (1, stream.steps_per_epoch, n - 1):
-        rest = list(as_dataset(stream, start, n, engine).as_numpy_iterator())
+        rest = list(augmented(stream, start, n, engine).as_numpy_iterator())
         for (a, b), (c, d) in zip(rest, whole[start:], strict=True):
             assert_array_equal(a, c)
             assert_array_equal(b, d)
@@ -218,18 +221,30 @@ def test_inputs_that_cannot_be_used_are_named_and_left_out(tmp_path: Path, capsy
     (photos / "cat" / "000.png").write_bytes(whole[: len(whole) // 2])
     config = AugmentConfig(str(photos), Path("unused"), image_size=(20, 20), split="train")
     with pytest.raises(NotCommitted, match=r"cat/000\.png: image file is truncated"):
-        open_stream(config, 8, 0, "memory", QUIET)
+        open_images(config, "memory", QUIET)
     config = AugmentConfig(str(photos), Path("unused"), image_size=(20, 20), max_bad=0.1)
-    stream = open_stream(config, 8, 0, "memory", Report())
+    source = open_images(config, "memory", Report())
+    stream = Stream(source, source.usable, 8, order_seed=0)
     assert "not used: cat/000.png: image file is truncated" in capsys.readouterr().err
-    shown = {stream.pixels.samples.ids[i] for i, _ in images_of(stream, "opencv", 1)}
-    assert shown == set(stream.pixels.samples.ids) - {"cat/000.png"}
+    shown = {stream.source.ids[i] for i, _ in images_of(stream, "opencv", 1)}
+    assert shown == set(stream.source.ids) - {"cat/000.png"}
 
 
 def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", 10)
     with pytest.raises(UserError, match="different sizes, and a batch has one; give --image-size"):
         stream_of(str(photos))
+
+
+def test_the_lines_of_the_readme_give_ten_epochs() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", readme, re.S | re.M)
+    (lines,) = [block for block in blocks if "open_images" in block]
+    names: dict = {}
+    exec(lines, names)
+    assert len(names["batches"]) == 10 * names["stream"].steps_per_epoch
+    batch, labels = next(names["batches"].as_numpy_iterator())
+    assert (batch.shape, labels.shape) == ((64, 8, 8, 1), (64,))
 
 
 @pytest.mark.parametrize("engine", ["opencv", "tensorflow"])

@@ -1,0 +1,130 @@
+"""Batches by number, from any source of copies: the same order online and from shards."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from datasets.blocks import blocks_per_group, epoch_order
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Tensor = Any  # TensorFlow has no types of its own that a checker could use
+# OpenCV's calls on small images are so short that two threads spend their time handing Python's
+# lock to each other: at 32 px two calls in flight make half of what one makes.
+SMALL_SIDE = 64
+AHEAD = 4  # batches that wait ready
+
+
+class Images(Protocol):
+    """Copies of the samples of one split: made when asked for, or read from shards.
+
+    ids, labels (n,) int64, keys (n,) uint64: Of the samples, by position. classes: Their names.
+    shape: (height, width, channels) of every image.
+    blocks: (n,) block numbers below n_blocks. n_total: Samples of the split, unusable ones too.
+    usable: (m,) positions of the samples that can be shown. n_copies: Copies that there are.
+    """
+
+    ids: Any
+    labels: np.ndarray
+    keys: np.ndarray
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    blocks: np.ndarray
+    n_blocks: int
+    n_total: int
+    usable: np.ndarray
+    n_copies: int
+
+    def images(self, positions: np.ndarray, copy: int) -> np.ndarray:
+        """(B, H, W, C) uint8: that copy of the samples at these positions; safe from threads."""
+        ...
+
+
+class Stream:
+    """Batches by number: batch b of epoch e is number e * steps_per_epoch + b, and shows copy e + 1
+    of its samples; after the last copy the first again.
+
+    Args:
+      shown: (m,) positions of the samples to show.
+      order_seed: Of the order in an epoch, or None for originals, always in the given order.
+    """
+
+    def __init__(
+        self, source: Images, shown: np.ndarray, batch_size: int, order_seed: int | None
+    ) -> None:
+        self.source, self.batch_size, self.n_samples = source, batch_size, len(shown)
+        self.steps_per_epoch = -(-len(shown) // batch_size)
+        self.is_augmented = order_seed is not None
+        per_group = blocks_per_group(source.n_total, source.n_blocks, int(np.prod(source.shape)))
+
+        @lru_cache(maxsize=2)
+        def order(epoch: int) -> np.ndarray:
+            if order_seed is None:
+                return shown
+            keys, blocks = source.keys[shown], source.blocks[shown]
+            return shown[epoch_order(keys, blocks, source.n_blocks, per_group, order_seed, epoch)]
+
+        self.order = order
+
+    def chosen(self, step: int) -> tuple[int, np.ndarray]:
+        """The copy that a batch shows, and the positions of its samples."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        positions = self.order(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return (epoch % self.source.n_copies + 1 if self.is_augmented else 0), positions
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(B, H, W, C) uint8 images and (B,) int64 labels; the last batch of an epoch holds what is
+        left."""
+        copy, positions = self.chosen(step)
+        return self.source.images(positions, copy), self.source.labels[positions]
+
+
+def import_tensorflow() -> Any:
+    """The library, without the lines that it writes to standard error when it is loaded, before any
+    setting of its own could silence them."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import tensorflow as tf
+
+        tf.constant(0)  # what is written when the first device is made
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+    return tf
+
+
+def as_dataset(stream: Stream, start: int, stop: int) -> tf.data.Dataset:
+    """Batches start to stop - 1 as a `tf.data.Dataset` of (images, labels), always in that order.
+
+    start: Where to begin: epoch * steps_per_epoch + batch, so any state can be restored.
+    """
+    tf = import_tensorflow()
+
+    def made(step: Tensor) -> tuple[Tensor, Tensor]:
+        # Stateless, or op determinism would let only one call run at a time.
+        batch = tf.numpy_function(stream.batch, [step], [tf.uint8, tf.int64], stateful=False)
+        return with_shapes(stream, *batch)
+
+    batches = tf.data.Dataset.range(start, stop).map(made, calls_in_flight(stream), True)
+    return batches.prefetch(AHEAD)
+
+
+def calls_in_flight(stream: Stream) -> int:
+    return 1 if max(stream.source.shape[:2]) <= SMALL_SIDE else len(os.sched_getaffinity(0))
+
+
+def with_shapes(stream: Stream, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, with the shapes that TensorFlow cannot know of a Python function's results."""
+    images.set_shape((None, *stream.source.shape))
+    labels.set_shape((None,))
+    return images, labels
