@@ -169,6 +169,21 @@ def read(path: Path) -> Iterator[Rows]:
             )
 
 
+def read_copy(
+    path: Path, copy: int, span: tuple[int, int] | None
+) -> Iterator[np.ndarray | list[bytes]]:
+    """The images of one copy of a shard, a row group at a time, as `Rows` has them. No other copy
+    is read; the span is for TFRecord, where no statistics say what lies where."""
+    schema = read_schema(path)
+    with pq.ParquetFile(path) as file:
+        columns = [file.schema.column(i).path for i in range(len(file.schema))]
+        place = columns.index("copy")
+        for group in range(file.num_row_groups):
+            if file.metadata.row_group(group).column(place).statistics.min == copy:
+                table = file.read_row_group(group, ["image"])
+                yield read_images(table["image"].combine_chunks(), schema)
+
+
 def read_images(column: pa.Array, schema: Schema) -> np.ndarray | list[bytes]:
     """The image column as `Rows` holds it; raw pixels are a read-only view."""
     if schema.encoding != "raw":

@@ -135,16 +135,19 @@ class Stored:
         return getattr(feature, feature.WhichOneof("kind")).value[0]
 
 
-def records(path: Path) -> Iterator[Stored]:
-    """Every record of a file, with both checksums checked.
+def records(path: Path, span: tuple[int, int] | None = None) -> Iterator[Stored]:
+    """Every record of a file, or of the bytes of one copy, with both checksums checked.
 
     Raises: Damaged where a byte is not as it was written.
     """
     from google.protobuf.message import DecodeError
 
     make = example_class()
+    start, end = span or (0, path.stat().st_size)
     with path.open("rb") as file:
-        while head := file.read(HEAD.size):
+        file.seek(start)
+        while file.tell() < end:
+            head = file.read(HEAD.size)
             offset = file.tell()
             if len(head) < HEAD.size:
                 raise Damaged(f"{path}: ends inside a record")
@@ -251,6 +254,18 @@ def read(path: Path) -> Iterator[Rows]:
         batch.append(record)
     if batch:
         yield to_rows(batch, schema)
+
+
+def read_copy(
+    path: Path, copy: int, span: tuple[int, int] | None
+) -> Iterator[np.ndarray | list[bytes]]:
+    """The images of one copy of a shard, which lie in the bytes of its span, as `Rows` has them."""
+    schema = read_schema(path)
+    batch = [record.one("image") for record in records(path, span)]
+    if schema.encoding != "raw":
+        yield batch
+    elif batch:
+        yield np.frombuffer(b"".join(batch), np.uint8).reshape(-1, *(schema.shape or ()))
 
 
 def to_rows(batch: list[Stored], schema: Schema) -> Rows:

@@ -85,9 +85,12 @@ class Stream:
         return self.source.images(positions, copy), self.source.labels[positions]
 
 
-def import_tensorflow() -> Any:
+def import_tensorflow(n_threads: int | None = None) -> Any:
     """The library, without the lines that it writes to standard error when it is loaded, before any
-    setting of its own could silence them."""
+    setting of its own could silence them.
+
+    n_threads: Of its ops, for the whole process; sums in other numbers of threads round elsewhere.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -95,6 +98,9 @@ def import_tensorflow() -> Any:
     try:
         import tensorflow as tf
 
+        if n_threads is not None:
+            tf.config.threading.set_intra_op_parallelism_threads(n_threads)
+            tf.config.threading.set_inter_op_parallelism_threads(n_threads)
         tf.constant(0)  # what is written when the first device is made
     finally:
         os.dup2(kept, 2)

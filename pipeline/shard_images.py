@@ -1,0 +1,95 @@
+"""Committed shards as a source of copies for training, in the order of the online path."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from datasets import images
+from datasets.blocks import blocks_per_group
+from datasets.errors import Damaged, UserError
+from datasets.formats import FORMATS
+from datasets.manifest import Record, damages, read_manifest
+from datasets.source import sample_keys
+from pipeline.check import read_job
+
+
+class ShardImages:
+    """The copies of one split of an output, as `pipeline.stream.Images`; shards are read when they
+    are due, as many at a time as are permuted together.
+
+    ids, labels, keys, blocks: By position: shard after shard, in the order of their rows.
+    """
+
+    def __init__(self, folder: Path, split: str, verify: bool = False) -> None:
+        """Raises: UserError if the folder is no committed output, is damaged (sizes and footers are
+        looked at, with `verify` every hash), or its images differ in size."""
+        manifest = read_manifest(folder)
+        self.folder, self.job = folder, read_job(manifest)
+        self.reader = FORMATS[self.job.format]
+        self.records = [record for record in manifest.shards if record.split == split]
+        if not self.records:
+            known = ", ".join(self.job.splits)
+            raise UserError(f"{folder}: has no split {split!r}, only {known}")
+        if self.job.shape is None:
+            raise UserError(
+                f"{folder}: its images have different sizes, and a batch has one; write them again "
+                "with --image-size"
+            )
+        for record in self.records:
+            path = folder / record.name
+            if not path.is_file() or path.stat().st_size != record.bytes:
+                raise Damaged(f"{path}: not as it was written; write the output with --overwrite")
+        broken = next(iter(damages(folder, manifest)), None) if verify else None
+        if broken:
+            raise Damaged(f"{folder / broken[0]}: {broken[1]}; write the output with --overwrite")
+        self.classes, self.shape = tuple(manifest.classes), self.job.shape
+        self.copies = self.job.copies(split)
+        self.n_copies, self.n_blocks = max(self.copies), len(self.records)
+        tables = [self.first_copy(record) for record in self.records]
+        sizes = [len(names) for names, _ in tables]
+        self.ids = [name for names, _ in tables for name in names]
+        self.labels = np.concatenate([labels for _, labels in tables])
+        self.keys = sample_keys(self.ids)
+        self.blocks = np.repeat(np.arange(self.n_blocks, dtype=np.uint64), sizes)
+        self.offsets = np.cumsum([0, *sizes])
+        self.n_total = len(self.ids) + sum(len(r.quarantined) for r in self.records)
+        self.usable = np.arange(len(self.ids))
+        image_bytes = int(np.prod(self.shape))
+        n_kept = 2 * blocks_per_group(self.n_total, self.n_blocks, image_bytes)
+        self.read = lru_cache(maxsize=n_kept)(self._read)
+
+    def first_copy(self, record: Record) -> tuple[list[str], np.ndarray]:
+        """Sample ids and labels of a shard's samples, in the order of the rows of each copy."""
+        table = self.reader.read_columns(self.folder / record.name, ["sample_id", "label"])
+        n = record.rows // len(self.copies)  # copy after copy, each with the same samples
+        labels = table["label"].to_numpy()[:n].astype(np.int64)
+        return table["sample_id"].slice(0, n).to_pylist(), labels
+
+    def images(self, positions: np.ndarray, copy: int) -> np.ndarray:
+        """(B, H, W, C) uint8: that copy of the samples at these positions."""
+        if copy not in self.copies:
+            raise UserError(
+                f"{self.folder}: has no originals, which validation needs; write it with --original"
+            )
+        out = np.empty((len(positions), *self.shape), np.uint8)
+        shards = self.blocks[positions].astype(np.int64)
+        for shard in np.unique(shards).tolist():
+            here = shards == shard
+            out[here] = self.read(shard, copy)[positions[here] - self.offsets[shard]]
+        return out
+
+    def _read(self, shard: int, copy: int) -> np.ndarray:
+        """(n, H, W, C) uint8: one copy of all samples of a shard."""
+        record = self.records[shard]
+        n = record.rows // len(self.copies)
+        out, filled = np.empty((n, *self.shape), np.uint8), 0
+        span = record.copy_ranges.get(str(copy))
+        for found in self.reader.read_copy(self.folder / record.name, copy, span):
+            if isinstance(found, list):
+                found = np.stack([images.decode(data, self.shape[2]) for data in found])
+            out[filled : filled + len(found)] = found
+            filled += len(found)
+        return out

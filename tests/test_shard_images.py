@@ -1,0 +1,104 @@
+"""Training from shards: the online path's batches, whole and in the same order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from datasets.errors import Damaged, OutputError, UserError
+from pipeline.online import augmented, open_images
+from pipeline.plan import AugmentConfig
+from pipeline.report import Report
+from pipeline.shard_images import ShardImages
+from pipeline.stream import Stream, as_dataset
+from tests.running import run, write_photos
+
+POLICY = "shift()|rotate()|brightness()"
+
+
+def output(folder: Path, *options: object) -> Path:
+    job = ("augment", "--limit", 300, "--copies", 3, "--seed", 5, "--policy", POLICY)
+    run(*job, "--workers", 0, "--block-samples", 64, *options, "--out", folder / "out")
+    return folder / "out"
+
+
+def online(dataset: str = "digits", **options) -> Stream:
+    config = AugmentConfig(dataset, Path("unused"), policy=POLICY, seed=5, **options)
+    source = open_images(config, "memory", Report(quiet=True))
+    return Stream(source, source.usable, 32, order_seed=9)
+
+
+def offline(folder: Path) -> Stream:
+    source = ShardImages(folder, "train")
+    return Stream(source, source.usable, 32, order_seed=9)
+
+
+@pytest.mark.parametrize("form", ["parquet", "tfrecord"])
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+def test_batches_from_shards_are_the_online_ones(tmp_path: Path, form: str, encoding: str) -> None:
+    out = output(tmp_path, "--format", form, "--encoding", encoding)
+    ours, theirs = online(limit=300, block_samples=64), offline(out)
+    n = 3 * ours.steps_per_epoch
+    pairs = zip(
+        augmented(ours, 0, n, "opencv").as_numpy_iterator(),
+        as_dataset(theirs, 0, n).as_numpy_iterator(),
+        strict=True,
+    )
+    for (a, b), (c, d) in pairs:
+        assert_array_equal(a, c)
+        assert_array_equal(b, d)
+
+
+def test_photos_in_many_blocks_too(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 60)
+    size = ("--image-size", "70x90", "--encoding", "png", "--block-samples", 8)
+    out = output(tmp_path, "--dataset", photos, *size)
+    ours = online(str(photos), image_size=(70, 90), block_samples=8, limit=300)
+    theirs = offline(out)
+    for step in range(2 * ours.steps_per_epoch):
+        for a, b in zip(ours.batch(step), theirs.batch(step), strict=True):
+            assert_array_equal(a, b)
+
+
+def test_after_the_last_copy_comes_the_first_again(tmp_path: Path) -> None:
+    stream = offline(output(tmp_path))
+    copies = [stream.chosen(e * stream.steps_per_epoch)[0] for e in range(7)]
+    assert copies == [1, 2, 3, 1, 2, 3, 1]
+
+
+def test_originals_come_as_they_are_and_are_missed_where_there_are_none(tmp_path: Path) -> None:
+    source = ShardImages(output(tmp_path), "test")
+    ours = open_images(
+        AugmentConfig("digits", Path("unused"), split="test", limit=300), "memory", Report(True)
+    )
+    where = {name: i for i, name in enumerate(ours.ids)}
+    positions = np.array([where[name] for name in source.ids])
+    assert_array_equal(source.images(source.usable, 0), ours.images(positions, 0))
+    assert_array_equal(source.labels, ours.labels[positions])
+    out = output(tmp_path / "b", "--no-original")
+    with pytest.raises(UserError, match="has no originals, which validation needs"):
+        ShardImages(out, "train").images(np.arange(3), 0)
+
+
+def test_what_is_not_whole_is_refused(tmp_path: Path) -> None:
+    out = output(tmp_path)
+    with pytest.raises(UserError, match="has no split 'val', only"):
+        ShardImages(out, "val")
+    shard = sorted(out.glob("train-*"))[2]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    with pytest.raises(Damaged, match="not as it was written"):
+        ShardImages(out, "train")
+    shard.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
+    ShardImages(out, "train")  # the size fits
+    with pytest.raises(Damaged, match="its sha256 is not the manifest's"):
+        ShardImages(out, "train", verify=True)
+    shard.write_bytes(whole)
+    (out / "_SUCCESS").unlink()
+    with pytest.raises(Damaged, match="no _SUCCESS"):
+        ShardImages(out, "train")
+    with pytest.raises(OutputError, match="no such folder"):
+        ShardImages(tmp_path / "nothing", "train")
