@@ -43,6 +43,17 @@ class Engine(StrEnum):
     tensorflow = "tensorflow"
 
 
+class Model(StrEnum):
+    cnn = "cnn"
+    textbook = "textbook"
+
+
+class Cache(StrEnum):
+    memory = "memory"
+    disk = "disk"
+    none = "none"
+
+
 class LogFormat(StrEnum):
     text = "text"
     json = "json"
@@ -192,6 +203,124 @@ def augment(
         print(offline.dry_run(config, report))
     else:
         summary_lines(offline.materialize(config, report), report)
+
+
+@app.command()
+def train(
+    online: Annotated[
+        bool, typer.Option("--online", help="Augment while training (the default).")
+    ] = False,
+    offline: Annotated[
+        Path | None, typer.Option(help="Train from this output of `pipeline augment` instead.")
+    ] = None,
+    dataset: Dataset = "digits",
+    data_dir: DataDir = DATA_DIR,
+    model: Annotated[
+        Model, typer.Option(help="cnn: a small residual network; textbook: the classic one.")
+    ] = Model.cnn,
+    policy: Policy = None,
+    engine: Annotated[
+        Engine, typer.Option(help="OpenCV's kernel, or TensorFlow's graph ops.")
+    ] = Engine.opencv,
+    image_size: ImageSize = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the network's own.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 32,
+    lr: Annotated[
+        float | None, typer.Option(min=1e-12, help="Highest learning rate. Default: the network's.")
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(min=0, max=0.95, help="Default: the network's own.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(min=0, help="L2 of kernels. Default: the network's own.")
+    ] = None,
+    bias_decay: Annotated[float, typer.Option(min=0, help="L2 of biases.")] = 0.0,
+    activity_l1: Annotated[float, typer.Option(min=0, help="L1 of activations.")] = 0.0,
+    batch_norm: Annotated[
+        bool | None,
+        typer.Option("--batch-norm/--no-batch-norm", help="Default: the network's own."),
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(min=0, max=0.9, help="Default: the network's own.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many epochs without a better one.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of initial weights, dropout and order.")] = 0,
+    augment_seed: Annotated[
+        int | None, typer.Option(help="Of the augmentation.", show_default="the seed")
+    ] = None,
+    block_samples: Annotated[
+        int | None, typer.Option(min=1, help="As for augment; shards bring theirs.")
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of the network. Other numbers round elsewhere.", show_default="the cores"
+        ),
+    ] = None,
+    limit: Limit = None,
+    val_fraction: Annotated[
+        float, typer.Option(min=0.001, max=0.9, help="Share of samples held out by hash.")
+    ] = 0.1,
+    max_bad: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of inputs that may be unusable.")
+    ] = 0.01,
+    cache: Annotated[Cache, typer.Option(help="Where decoded images are kept.")] = Cache.memory,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every hash of the shards first.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/NAME")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where this run stopped.")] = False,
+    save_h5: Annotated[bool, typer.Option("--save-h5", help="Write model.h5 too.")] = False,
+    log_format: Log = LogFormat.text,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network on augmented images, and say what it is worth on images it has not seen."""
+    if online and offline:
+        raise UserError("--online --offline: give one of them")
+    from pipeline.plan import AugmentConfig
+    from pipeline.report import Report
+    from trainers.data import DataConfig
+    from trainers.models import ModelConfig
+    from trainers.train import TrainConfig, available_threads
+    from trainers.train import train as run
+
+    augment = AugmentConfig(
+        dataset=dataset,
+        data_dir=data_dir,
+        policy=policy,
+        image_size=parse_size(image_size),
+        seed=seed if augment_seed is None else augment_seed,
+        block_samples=block_samples,
+        limit=limit,
+        max_bad=max_bad,
+    )
+    data = DataConfig(
+        augment=augment,
+        offline=offline,
+        engine=engine.value,
+        cache=cache.value,
+        verify=verify,
+        val_fraction=val_fraction,
+        batch_size=batch_size,
+        order_seed=seed,
+    )
+    network = ModelConfig(model.value, dropout, weight_decay, bias_decay, activity_l1, batch_norm)
+    config = TrainConfig(
+        data=data,
+        model=network,
+        out=out or Path("runs") / Path(offline or dataset).name,
+        epochs=epochs,
+        lr=lr,
+        label_smoothing=label_smoothing,
+        patience=patience,
+        seed=seed,
+        threads=threads or available_threads(),
+        resume=resume,
+        save_h5=save_h5,
+    )
+    run(config, Report(quiet=quiet, log_format=log_format.value))
 
 
 @app.command()

@@ -116,6 +116,15 @@ class Policy:
         return out
 
 
+def refuse_library_ops(policy: Policy) -> None:
+    """Raises: PolicyError if the policy has library ops, which TensorFlow's graphs cannot hold."""
+    if policy.library:
+        raise PolicyError(
+            f"--engine tensorflow: {policy.library[0].name} is no graph op; use --engine opencv, "
+            "or take it out of the policy"
+        )
+
+
 def nearest(word: str, known: list[str]) -> str:
     """`; did you mean 'rotate'?` where one of the known words is near, else the whole list."""
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)

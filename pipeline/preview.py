@@ -168,7 +168,7 @@ def draw(sheet: Sheet, out: Path) -> str:
         max(image.height for image in row) + LINE_PX * max(map(len, captions)) + MARGIN_PX
         for row, captions in zip(scaled, lines, strict=True)
     ]
-    n_columns = len(sheet.copies)
+    n_columns = max([1, *map(len, sheet.rows)])
     width = LEFT_PX + n_columns * (TILE_PX + MARGIN_PX)
     canvas = Image.new("RGB", (width, TOP_PX + sum(heights)), "white")
     pen = ImageDraw.Draw(canvas)

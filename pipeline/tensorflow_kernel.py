@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from datasets.errors import PolicyError
 from pipeline.ops import Brightness, Flip, Op, Rotate, Shift, occurrences
-from pipeline.policy import Policy
+from pipeline.policy import Policy, refuse_library_ops
 from pipeline.rng import op_number, philox4x32, split_seed
 
 Tensor = Any  # TensorFlow has no types of its own that a checker could use
@@ -143,11 +142,7 @@ def augment_batch(policy: Policy, images: Tensor, keys: Tensor, copy: Tensor, se
     Returns: (B, H, W, C) uint8.
     Raises: PolicyError if the policy has library ops, which are no graph ops.
     """
-    if policy.library:
-        raise PolicyError(
-            f"--engine tensorflow: {policy.library[0].name} is no graph op; use --engine opencv, "
-            "or take it out of the policy"
-        )
+    refuse_library_ops(policy)
     params = parameters(policy, seed, keys, copy, images.shape[1], images.shape[2])
     out = warp(tf.cast(images, tf.float32), policy, params)
     for op, columns in zip(policy.ops, policy.columns, strict=True):

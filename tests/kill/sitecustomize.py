@@ -24,6 +24,9 @@ STEPS = {
     "move old aside": ("os.rename", r"/out$"),
     "commit": ("os.rename", r"\.partial-\w+$"),
     "remove old": ("shutil.rmtree", r"\.replaced-\w+$"),
+    "rename state": ("os.rename", r"/\.state\.npz[^/]+\.tmp$"),
+    "rename state again": ("os.rename", r"/\.state\.npz[^/]+\.tmp$", 2),
+    "rename result": ("os.rename", r"/\.result\.json[^/]+\.tmp$"),
     "remove lock": ("os.remove", r"\.lock$"),
 }
 
@@ -50,6 +53,9 @@ def watch(event: str, arguments: tuple) -> None:
         return
     path = os.fspath(arguments[0])
     if isinstance(path, str) and re.search(pattern, path):
+        wait[0] -= 1
+        if wait[0] > 0:
+            return
         if os.environ["KILL_STEP"] == "write shard":
             threading.Thread(target=kill_once_written, args=(path,), daemon=True).start()
         else:
@@ -57,5 +63,6 @@ def watch(event: str, arguments: tuple) -> None:
 
 
 if "KILL_STEP" in os.environ:
-    wanted, pattern = STEPS[os.environ["KILL_STEP"]]
+    wanted, pattern, *more = STEPS[os.environ["KILL_STEP"]]
+    wait = more or [1]  # the how manieth time it is reached
     sys.addaudithook(watch)

@@ -1,0 +1,166 @@
+"""A training repeats bit for bit: online and from shards, and however often it is killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from datasets.source import is_held_out
+from pipeline.plan import AugmentConfig
+from pipeline.report import Report
+from tests.running import run, run_killed, write_photos
+from trainers.data import DataConfig, open_data
+
+SMALL = ("--limit", 200, "--threads", 2)
+JOB = ("train", *SMALL, "--epochs", 3, "--dropout", 0.2, "--quiet")
+POLICY = "shift()|rotate()|brightness()|albumentations.GaussNoise(p=0.5)"
+
+
+def state_of(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What the last epoch left: its progress without times, and every variable."""
+    with np.load(folder / "state.npz") as saved:
+        arrays = {name: saved[name] for name in saved.files if name != "progress"}
+        history = json.loads(str(saved["progress"]))["history"]
+    timeless = [{k: v for k, v in e.items() if "seconds" not in k} for e in history]
+    return {"history": timeless}, arrays
+
+
+def assert_same_training(a: Path, b: Path) -> None:
+    (progress, arrays), (other, others) = state_of(a), state_of(b)
+    assert progress == other  # the loss of every step among it
+    assert arrays.keys() == others.keys()
+    for name, values in arrays.items():
+        assert_array_equal(values, others[name])
+
+
+@pytest.mark.parametrize("form", ["parquet", "tfrecord"])
+def test_shards_and_the_online_path_give_the_same_losses_and_weights(
+    tmp_path: Path, form: str
+) -> None:
+    augment = ("augment", "--limit", 200, "--copies", 2, "--seed", 4, "--policy", POLICY)
+    run(*augment, "--format", form, "--workers", 0, "--out", tmp_path / "shards")
+    # Three epochs of two copies: the third shows copy 1 again, which online would be copy 3.
+    job = ("train", *SMALL, "--epochs", 2, "--seed", 3, "--dropout", 0.2, "--quiet")
+    run(*job, "--augment-seed", 4, "--policy", POLICY, "--out", tmp_path / "online")
+    run(*job, "--offline", tmp_path / "shards", "--out", tmp_path / "offline")
+    assert_same_training(tmp_path / "online", tmp_path / "offline")
+
+
+def test_a_training_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> None:
+    run(*JOB, "--out", tmp_path / "whole")
+    out = tmp_path / "killed"
+    for step in ("rename state", "rename state again", "rename result"):
+        run_killed(*JOB, "--resume", "--out", out, step=step, victim="group", folder=tmp_path)
+        assert not (out / "result.json").exists()
+    run(*JOB, "--resume", "--out", out)
+    assert_same_training(tmp_path / "whole", out)
+    found, want = (json.loads((f / "result.json").read_text()) for f in (out, tmp_path / "whole"))
+    assert {**found, "seconds": 0, "input_seconds": 0} == {**want, "seconds": 0, "input_seconds": 0}
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".lock")] == []
+
+
+PREDICT = """
+import sys
+import keras, numpy as np
+model = keras.models.load_model(sys.argv[1], compile=False)
+images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), np.uint8)
+np.save(sys.argv[2], model.predict(images, verbose=0))
+assert not any("andom" in type(layer).__name__ for layer in model.layers)  # no augmentation in it
+"""
+
+
+def test_saved_models_reload_elsewhere_and_predict_the_same(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run("train", *SMALL, "--epochs", 1, "--model", "textbook", "--save-h5", "--quiet", "--out", out)
+    found = []
+    for name in ("model.keras", "model.h5"):
+        target = tmp_path / f"{name}.npy"
+        script = [sys.executable, "-c", PREDICT, str(out / name), str(target)]
+        subprocess.run(script, check=True, cwd=tmp_path, capture_output=True, timeout=120)
+        found.append(np.load(target))
+    assert found[0].shape == (32, 10)
+    assert_array_equal(found[0], found[1])
+
+
+def test_a_run_folder_is_complete(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = run("train", *SMALL, "--epochs", 2, "--patience", 1, "--out", out)
+    assert "epoch 1 of 2: loss " in result.stderr
+    names = "best-state.npz config.json confusion.png curves.png history.csv mistakes.png "
+    names += "model.keras result.json state.npz"
+    assert sorted(p.name for p in out.iterdir()) == names.split()
+    found = json.loads((out / "result.json").read_text())
+    assert found["split"] == "test"
+    assert 0 <= found["accuracy"] <= 1
+    assert len((out / "history.csv").read_text().splitlines()) == found["epochs"] + 1
+
+
+def test_validation_is_held_out_by_hash_and_never_augmented(tmp_path: Path) -> None:
+    augment = AugmentConfig("digits", Path("unused"), limit=300, policy="brightness(factor=1)")
+    data = open_data(DataConfig(augment, val_fraction=0.2), Report(quiet=True))
+    shown, kept = (
+        {stream.source.ids[i] for i in stream.order(0)} for stream in (data.train, data.validation)
+    )
+    assert shown.isdisjoint(kept)
+    assert shown | kept == set(data.train.source.ids)
+    ids = sorted(shown | kept)
+    held_out = is_held_out(ids, 0.2, "validation")
+    assert kept == {name for name, held in zip(ids, held_out, strict=True) if held}
+    for stream in (data.validation, data.test):
+        assert stream is not None
+        copy, positions = stream.chosen(stream.steps_per_epoch)  # of a second epoch
+        assert copy == 0
+        images, labels = stream.batch(0)
+        assert_array_equal(images, stream.source.pixels[positions])  # type: ignore[attr-defined]
+        assert_array_equal(labels, stream.source.labels[positions])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--model", "lenet"), "'lenet' is not one of 'cnn', 'textbook'"),
+        (("--dataset", "photos"), "its images have different sizes, and a batch has one"),
+        (("--dataset", "photos", "--image-size", 6), "needs images of at least 8 pixels a side"),
+        (("--offline", "shards", "--policy", "flip()"), "was written with shift"),
+        (("--offline", "bare"), "has no augmented copies"),
+        (("--offline", "nowhere"), "no such folder; expected the output of"),
+        (("--online", "--offline", "shards"), "give one of them"),
+        (("--val-fraction", 0.001), "samples to train on and 0 to validate with"),
+        (("--engine", "tensorflow", "--policy", POLICY), "is no graph op"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    tmp_path: Path, options: tuple[object, ...], expected: str
+) -> None:
+    write_photos(tmp_path / "photos")
+    augment = ("augment", "--limit", 40, "--workers", 0, "--quiet")
+    if "shards" in options:
+        run(*augment, "--out", tmp_path / "shards")
+    if "bare" in options:
+        run(*augment, "--copies", 0, "--out", tmp_path / "bare")
+    places = {"photos", "shards", "bare", "nowhere"}
+    arguments = [tmp_path / o if o in places else o for o in options]
+    result = run("train", "--limit", 40, *arguments, "--out", tmp_path / "run", code=2)
+    assert expected in " ".join(result.stderr.replace("│", " ").split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    job = ("train", *SMALL, "--epochs", 1, "--quiet", "--out", tmp_path / "run")
+    run(*job)
+    assert "holds this run; go on with --resume" in run(*job, code=2).stderr
+    for option, expected in ((("--seed", 1), "seed was 0, now 1"), (("--threads", 1), "threads")):
+        assert expected in run(*job, *option, "--resume", code=2).stderr
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("years of work")
+    result = run(*job[:-1], tmp_path / "other", code=2)
+    assert "is no run of `pipeline train`" in result.stderr
+    (tmp_path / "run" / "state.npz").write_bytes(b"PK damaged")
+    assert "cannot be resumed from" in run(*job, "--resume", code=3).stderr

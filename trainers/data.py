@@ -1,0 +1,112 @@
+"""What a training sees: augmented batches, and originals for validation and test."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.catalog import open_source
+from datasets.errors import UserError
+from datasets.manifest import read_manifest
+from datasets.source import is_held_out
+from pipeline.online import augmented, open_images
+from pipeline.plan import AugmentConfig
+from pipeline.policy import parse_policy, refuse_library_ops
+from pipeline.report import Report
+from pipeline.shard_images import ShardImages
+from pipeline.stream import Images, Stream
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where batches come from: a data set that is augmented online, or the shards in `offline`.
+
+    augment: What a data set is augmented with; its seed is that of the augmentation.
+    """
+
+    augment: AugmentConfig
+    offline: Path | None = None
+    engine: str = "opencv"
+    cache: str = "memory"
+    verify: bool = False
+    val_fraction: float = 0.1
+    batch_size: int = 128
+    order_seed: int = 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """Streams of one data set. No sample of `validation` is in `train`, in any copy."""
+
+    train: Stream
+    validation: Stream
+    test: Stream | None
+    classes: tuple[str, ...]
+    engine: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.train.source.shape
+
+    def batches(self, start: int, stop: int) -> Any:
+        """Training batches start to stop - 1, as a `tf.data.Dataset`."""
+        return augmented(self.train, start, stop, self.engine)
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the samples and labels that are trained on, in any order."""
+        source, shown = self.train.source, np.sort(self.train.order(0))
+        rows = np.stack([source.keys[shown], source.labels[shown].astype(np.uint64)])
+        return hashlib.sha256(rows[:, np.argsort(rows[0])].tobytes()).hexdigest()[:16]
+
+
+def open_data(config: DataConfig, report: Report) -> Data:
+    """Raises: UserError for data that cannot be trained on."""
+    sources = open_shards(config) if config.offline else open_online(config, report)
+    source, test = sources
+    held_out = is_held_out(source.ids, config.val_fraction, "validation")[source.usable]
+    shown, kept = source.usable[~held_out], source.usable[held_out]
+    if not len(shown) or not len(kept):
+        raise UserError(
+            f"--val-fraction {config.val_fraction:g}: leaves {len(shown)} samples to train on and "
+            f"{len(kept)} to validate with; each needs some"
+        )
+    return Data(
+        train=Stream(source, shown, config.batch_size, config.order_seed),
+        validation=Stream(source, kept, EVALUATION_BATCH, None),
+        test=None if test is None else Stream(test, test.usable, EVALUATION_BATCH, None),
+        classes=source.classes,
+        engine=config.engine,
+    )
+
+
+def open_online(config: DataConfig, report: Report) -> tuple[Images, Images | None]:
+    augment = config.augment
+    train = open_images(augment, config.cache, report)
+    if config.engine == "tensorflow":
+        refuse_library_ops(train.policy)
+    splits = open_source(augment.dataset, augment.data_dir).listing().splits
+    if "test" not in splits or not len(splits["test"]):
+        return train, None
+    return train, open_images(replace(augment, split="test"), config.cache, report)
+
+
+def open_shards(config: DataConfig) -> tuple[Images, Images | None]:
+    folder = config.offline or Path()
+    job = read_manifest(folder).job
+    asked = config.augment.policy
+    if asked is not None and str(parse_policy(asked)) != job["policy"]:
+        raise UserError(
+            f"--policy {asked}: {folder} was written with {job['policy']}; leave it out, or write "
+            "shards with the other policy"
+        )
+    train = ShardImages(folder, "train", config.verify)
+    if not job["splits"]["train"]["copies"]:
+        raise UserError(f"{folder}: has no augmented copies; write it with --copies 1 or more")
+    has_test = job["splits"].get("test", {}).get("blocks", 0)
+    return train, ShardImages(folder, "test") if has_test else None

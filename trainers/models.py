@@ -1,0 +1,136 @@
+"""Networks by name, with their regularizers; pixels are scaled inside, augmentation never is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from datasets.errors import UserError
+
+Tensor = Any
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A network's options.
+
+    dropout: Share of activations that is left out before the last layer, and in `textbook` half of
+      it after each pair of convolutions. None: the network's own, as with the other options.
+    weight_decay, bias_decay: L2 of kernels and biases. activity_l1: L1 of activations.
+    """
+
+    name: str = "cnn"
+    dropout: float | None = None
+    weight_decay: float | None = None
+    bias_decay: float = 0.0
+    activity_l1: float = 0.0
+    batch_norm: bool | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is built and what it is trained with where nothing else is asked for."""
+
+    build: Callable[[Any, int, ModelConfig], Any]
+    smallest: int  # pixels of a side
+    optimizer: str
+    lr: float
+    epochs: int
+    dropout: float
+    weight_decay: float
+    batch_norm: bool
+    label_smoothing: float
+
+
+def activation(x: Tensor, config: ModelConfig) -> Tensor:
+    from keras import layers, regularizers
+
+    penalty = regularizers.L1(config.activity_l1) if config.activity_l1 else None
+    return layers.Activation("relu", activity_regularizer=penalty)(x)
+
+
+def penalties(config: ModelConfig) -> dict[str, Any]:
+    from keras import regularizers
+
+    return {
+        "kernel_regularizer": regularizers.L2(config.weight_decay) if config.weight_decay else None,
+        "bias_regularizer": regularizers.L2(config.bias_decay) if config.bias_decay else None,
+    }
+
+
+def convolution(x: Tensor, filters: int, config: ModelConfig, strides: int = 1) -> Tensor:
+    """3x3 convolution, then batch normalization where wanted; no activation."""
+    from keras import layers
+
+    x = layers.Conv2D(
+        filters,
+        3,
+        strides,
+        padding="same",
+        use_bias=not config.batch_norm,
+        kernel_initializer="he_normal",
+        **penalties(config),
+    )(x)
+    return layers.BatchNormalization()(x) if config.batch_norm else x
+
+
+def textbook(x: Tensor, n_classes: int, config: ModelConfig) -> Tensor:
+    """Conv32-Conv32-Pool-Drop, Conv64-Conv64-Pool-Drop, Dense512-Drop: the classic small network.
+
+    Source: F. Chollet, cifar10_cnn.py of the Keras examples, 2015.
+    """
+    from keras import layers
+
+    rate = config.dropout or 0.0
+    for filters in (32, 64):
+        for _ in range(2):
+            x = activation(convolution(x, filters, config), config)
+        x = layers.Dropout(rate / 2)(layers.MaxPooling2D()(x))
+    x = layers.Dense(512, **penalties(config))(layers.Flatten()(x))
+    return layers.Dropout(rate)(activation(x, config))
+
+
+def residual(x: Tensor, n_classes: int, config: ModelConfig) -> Tensor:
+    """A stem and three stages of 32, 64 and 128 filters, each a convolution and a residual pair,
+    each but the first at half the size of the one before.
+
+    Source: He et al., "Deep residual learning for image recognition", CVPR 2016, at the depth and
+    width of D. Page, "How to train your ResNet", 2018.
+    """
+    from keras import layers
+
+    x = activation(convolution(x, 32, config), config)
+    for stage, filters in enumerate((32, 64, 128)):
+        if stage:
+            x = activation(convolution(x, filters, config, strides=2), config)
+        inside = activation(convolution(x, filters, config), config)
+        x = layers.Add()([x, activation(convolution(inside, filters, config), config)])
+    x = layers.GlobalAveragePooling2D()(x)
+    return layers.Dropout(config.dropout or 0.0)(x)
+
+
+MODELS = {
+    "cnn": Recipe(residual, 8, "sgd", 0.1, 40, 0.0, 5e-4, True, 0.1),
+    "textbook": Recipe(textbook, 4, "adam", 1e-3, 40, 0.5, 0.0, False, 0.0),
+}
+
+
+def build(config: ModelConfig, shape: tuple[int, int, int], n_classes: int) -> Any:
+    """A Keras model from (B, H, W, C) uint8 images to (B, n_classes) float32 logits.
+
+    Raises: UserError if the images are too small for it.
+    """
+    import keras
+
+    recipe = MODELS[config.name]
+    if min(shape[:2]) < recipe.smallest:
+        raise UserError(
+            f"--model {config.name}: needs images of at least {recipe.smallest} pixels a side, got "
+            f"{shape[1]}x{shape[0]}; give a larger --image-size"
+        )
+    inputs = keras.Input(shape, dtype="uint8")
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+    x = recipe.build(x, n_classes, config)
+    outputs = keras.layers.Dense(n_classes, dtype="float32", **penalties(config))(x)
+    return keras.Model(inputs, outputs, name=config.name)

@@ -1,0 +1,77 @@
+"""Pictures of a training: curves, confusion, and the mistakes that it was surest of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.preview import Sheet, Tile, draw
+from pipeline.stream import Stream
+
+MAX_NAMED = 30  # classes; more names would not be legible
+N_MISTAKES = 32
+
+
+def new_figure(width: float, height: float) -> Any:
+    import matplotlib as mpl
+
+    mpl.use("agg")  # no display is needed
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def curves(history: list[dict[str, Any]], path: Path) -> None:
+    """Loss and accuracy of each epoch, in training and validation."""
+    figure = new_figure(9, 3.6)
+    epochs = [epoch["epoch"] for epoch in history]
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        axes.plot(epochs, [e[name] for e in history], label="training (augmented)", color="#888888")
+        axes.plot(epochs, [e[f"val_{name}"] for e in history], label="validation", color="#1f77b4")
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def confusion(
+    labels: np.ndarray, guesses: np.ndarray, classes: tuple[str, ...], path: Path
+) -> None:
+    """Rows are the true classes, columns the guesses; shares of each row, and counts if few."""
+    n = len(classes)
+    counts = np.zeros((n, n), int)
+    np.add.at(counts, (labels, guesses), 1)
+    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    side = min(16, max(4.5, 0.42 * n + 1.6))
+    figure = new_figure(side, side)
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="guessed", ylabel="true")
+    if n <= MAX_NAMED:
+        axes.set_xticks(range(n), classes, rotation=90)
+        axes.set_yticks(range(n), classes)
+        for row, column in np.argwhere(counts):
+            colour = "white" if shares[row, column] > 0.5 else "#333333"
+            axes.text(column, row, counts[row, column], ha="center", va="center", color=colour)
+    figure.savefig(path, dpi=120)
+
+
+def mistakes(
+    stream: Stream, probabilities: np.ndarray, classes: tuple[str, ...], path: Path
+) -> None:
+    """Images of wrong guesses with the highest probability, with guess, truth and probability."""
+    positions = stream.order(0)
+    labels, guesses = stream.source.labels[positions], probabilities.argmax(1)
+    sure = probabilities.max(1)
+    wrong = np.flatnonzero(labels != guesses)
+    worst = wrong[np.argsort(-sure[wrong], kind="stable")][:N_MISTAKES]
+    tiles = [
+        Tile(image, f"{classes[guesses[i]]} ({sure[i]:.0%})  is {classes[labels[i]]}")
+        for i, image in zip(worst, stream.source.images(positions[worst], 0), strict=True)
+    ]
+    rows = [tiles[i : i + 8] for i in range(0, len(tiles), 8)]
+    title = f"{len(wrong)} of {len(labels)} wrong, the surest first"
+    draw(Sheet(title, [""] * len(rows), [], rows), path)
