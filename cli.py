@@ -135,7 +135,9 @@ def augment(
     block_samples: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Samples a shard at most.", show_default="64 MB decoded, at most 4096"
+            min=1,
+            help="Samples a shard, on average at most.",
+            show_default="64 MB decoded, at most 4096",
         ),
     ] = None,
     workers: Annotated[
@@ -431,9 +433,12 @@ def check_packages() -> None:
         )
 
 
+class Stopped(SystemExit):
+    """A signal has asked for the end; its code is 128 and the signal."""
+
+
 def stop(signum: int, frame: object) -> NoReturn:
-    print("pipeline: stopped; the same command goes on from there", file=sys.stderr)
-    raise SystemExit(128 + signum)
+    raise Stopped(128 + signum)
 
 
 def main() -> NoReturn:
@@ -443,6 +448,9 @@ def main() -> NoReturn:
     try:
         check_packages()
         raise SystemExit(app())
+    except Stopped:  # only here, when no progress bar would wipe the line away
+        print("pipeline: stopped; the same command goes on from there", file=sys.stderr)
+        raise
     except UserError as err:
         print(f"pipeline: {err}", file=sys.stderr)
         raise SystemExit(err.exit_code) from None

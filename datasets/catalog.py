@@ -59,7 +59,7 @@ def open_source(dataset: str, data_dir: Path) -> Source:
         from datasets.listing import ListFile
 
         return ListFile(path)
-    near = difflib.get_close_matches(dataset, CATALOG, n=1)
+    near = difflib.get_close_matches(dataset.lower(), CATALOG, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(CATALOG)}"
     raise SourceError(f"--dataset {dataset}: neither a known name nor a path that exists; {hint}")
 

@@ -5,7 +5,7 @@ A run works in a hidden sibling of OUT, `.NAME.partial-HASH`:
     train-00000-of-00008.parquet   a finished shard (written under a dotted name, then renamed)
     .records/train-00000-of-...    its record, written after it: the shard counts as done
     .run.json                      job, versions and probe that every resume must share
-    manifest.json                  written when all shards are there
+    _manifest.json                 written when all shards are there
     _SUCCESS                       empty, last
 
 Commit is the rename of that folder to OUT. What it replaces waits as `.NAME.replaced-HASH` until

@@ -12,7 +12,7 @@ from typing import Any
 from datasets.errors import Damaged, OutputError
 from datasets.schema import canonical_json
 
-MANIFEST = "manifest.json"
+MANIFEST = "_manifest.json"  # readers of whole folders pass over what begins so
 SUCCESS = "_SUCCESS"
 
 

@@ -60,6 +60,7 @@ class Summary:
     n_shards: int
     n_reused: int
     n_written: int
+    splits: dict[str, int]
     quarantined: list[tuple[str, str]]
     seconds: dict[str, float]
     was_done: bool = False
@@ -92,8 +93,11 @@ def dry_run(config: AugmentConfig, report: Report) -> str:
     Raises: what `materialize` would raise before any work.
     """
     plan = make_plan(config, report)
-    if find_finished(plan, config.overwrite) is not None:
-        return f"{plan.out}: this job was done before; nothing to do"
+    try:
+        if find_finished(plan, config.overwrite) is not None:
+            return f"{plan.out}: this job was done before; nothing to do"
+    except OutputError as err:
+        return f"{describe_plan(plan, config.workers)}\nbut not there: {err}"
     return describe_plan(plan, config.workers)
 
 
@@ -270,6 +274,7 @@ def summarize(
         n_shards=len(shards),
         n_reused=len(reused),
         n_written=sum(r.rows for r in shards if r.name not in reused),
+        splits={s: sum(r.rows for r in shards if r.split == s) for s in sorted(plan.job.splits)},
         quarantined=sorted(item for r in shards for item in r.quarantined),
         seconds=seconds,
         was_done=was_done,

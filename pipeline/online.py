@@ -23,7 +23,7 @@ from pipeline.library_ops import LibraryStage, try_out
 from pipeline.opencv_kernel import augment_batch, prepare
 from pipeline.pixels import Pixels, load_pixels
 from pipeline.plan import AugmentConfig, choose_samples, refuse_too_many_bad
-from pipeline.policy import DEFAULTS, PRESETS, Policy, parse_policy
+from pipeline.policy import Policy, resolve_policy
 from pipeline.report import Report, duration
 from pipeline.rng import MAX_COPY
 from pipeline.stream import (
@@ -88,7 +88,7 @@ def open_images(config: AugmentConfig, cache: str, report: Report) -> OnlineImag
     Raises: UserError for a config or a source that cannot work, or with too many bad inputs.
     """
     cv2.setNumThreads(1)  # batches are made in parallel, not the parts of one
-    policy = parse_policy(config.policy or DEFAULTS.get(config.dataset) or PRESETS["standard"])
+    policy = resolve_policy(config.policy, config.dataset)
     source = open_source(config.dataset, config.data_dir)
     listing = check_listing(config.dataset, source.listing())
     if config.split not in listing.splits:

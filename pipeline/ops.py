@@ -18,7 +18,7 @@ def check_range(op: str, name: str, value: Any, low: float, high: float) -> None
     if not is_number or not math.isfinite(value) or not low <= value <= high:
         raise PolicyError(
             f"{op}: {name} must be a number from {low:g} to {high:g}, got {value!r}; "
-            f"write for example {op}({name}={min(high, max(low, 0.1)):g})"
+            f"write for example {op}({name}={(low + high) / 4:g})"
         )
 
 

@@ -20,7 +20,7 @@ from datasets.fingerprint import Scan, fingerprint, scan
 from datasets.source import Listing, Samples, Source, check_listing
 from pipeline.job import Job, probe
 from pipeline.library_ops import try_out
-from pipeline.policy import DEFAULTS, PRESETS, parse_policy
+from pipeline.policy import resolve_policy
 from pipeline.report import Report, duration, size
 from pipeline.rng import MAX_COPY
 from pipeline.task import (
@@ -168,8 +168,7 @@ def make_plan(config: AugmentConfig, report: Report) -> Plan:
     Raises: UserError for anything in the configuration or the source that cannot work.
     """
     out = output_folder(config)
-    text = config.policy or DEFAULTS.get(config.dataset) or PRESETS["standard"]
-    policy = parse_policy(text)
+    policy = resolve_policy(config.policy, config.dataset)
     source = open_source(config.dataset, config.data_dir)
     listing = check_listing(config.dataset, source.listing())
     copies = choose_splits(config, listing)

@@ -116,6 +116,11 @@ class Policy:
         return out
 
 
+def resolve_policy(text: str | None, dataset: str) -> Policy:
+    """The policy that `text` writes; where it is None, one that suits the data set."""
+    return parse_policy(DEFAULTS.get(dataset, PRESETS["standard"]) if text is None else text)
+
+
 def refuse_library_ops(policy: Policy) -> None:
     """Raises: PolicyError if the policy has library ops, which TensorFlow's graphs cannot hold."""
     if policy.library:

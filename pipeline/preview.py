@@ -19,7 +19,7 @@ from datasets.manifest import read_manifest
 from datasets.source import check_listing, sample_keys
 from pipeline.library_ops import PREFIX, LibraryStage
 from pipeline.opencv_kernel import augment_batch, prepare
-from pipeline.policy import DEFAULTS, PRESETS, parse_policy
+from pipeline.policy import resolve_policy
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -92,7 +92,7 @@ def from_source(
 
     if not 0 <= seed < 2**64:
         raise UserError(f"--seed: expected 0 to 2**64 - 1, got {seed}")
-    policy = parse_policy(policy_text or DEFAULTS.get(dataset) or PRESETS["standard"])
+    policy = resolve_policy(policy_text, dataset)
     source = open_source(dataset, data_dir)
     listing = check_listing(dataset, source.listing())
     if split not in listing.splits:
@@ -191,7 +191,7 @@ def draw(sheet: Sheet, out: Path) -> str:
         canvas.save(out, format="PNG")
     except OSError as err:
         raise EnvironmentFailed(f"--out {out}: cannot be written ({err.strerror})") from err
-    shown = f"{out}: {len(sheet.rows)} samples, {n_columns} copies each"
+    shown = f"{out}: {len(sheet.rows)} samples, {n_columns} images of each"
     return "\n".join([shown, *(f"not shown: {reason}" for reason in sheet.bad)])
 
 
@@ -218,7 +218,7 @@ def fitted(text: str, font: object, width: int) -> str:
 def wrapped(text: str, font: object) -> list[str]:
     """Lines no wider than a tile."""
     lines = [""]
-    for word in text.split("  "):
+    for word in (fitted(part, font, TILE_PX) for part in text.split("  ")):
         longer = f"{lines[-1]}  {word}".strip()
         if font.getlength(longer) <= TILE_PX or not lines[-1]:  # type: ignore[attr-defined]
             lines[-1] = longer

@@ -112,15 +112,17 @@ def summary_lines(summary: Summary, report: Report) -> None:
     if summary.was_done:
         text = f"{summary.out}: this job was done before; nothing to do"
     else:
+        parts = ", ".join(f"{split} {rows:,}" for split, rows in summary.splits.items())
         text = (
-            f"{summary.out}: {summary.rows:,} images in {summary.n_shards} shards, "
+            f"{summary.out}: {summary.rows:,} images ({parts}) in {summary.n_shards} shards, "
             f"{size(summary.n_bytes)}"
         )
         if summary.n_reused:
             text += f" ({summary.n_reused} shards from the run before)"
         if work := summary.seconds.get("work"):
-            total = sum(summary.seconds.values())
-            text += f", in {duration(total)} ({summary.n_written / work:,.0f} images/s)"
+            text += f", in {duration(sum(summary.seconds.values()))}"
+            if summary.n_written:
+                text += f" ({summary.n_written / work:,.0f} images/s without start-up)"
     report.say(
         text,
         event="done",

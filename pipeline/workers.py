@@ -97,7 +97,7 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
         return client
     try:
         client = stack.enter_context(Client(scheduler, timeout=20))
-    except (OSError, TimeoutError, ValueError) as err:
+    except Exception as err:  # what answers there may be anything, and say anything
         raise EnvironmentFailed(
             f"--scheduler {scheduler}: no Dask scheduler answers there; start one with "
             "`dask scheduler` and give its address, such as tcp://127.0.0.1:8786"

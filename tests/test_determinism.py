@@ -128,7 +128,7 @@ def test_adding_an_image_changes_one_shard_and_no_old_row(tmp_path: Path) -> Non
     assert {sample_id for sample_id, _ in added} == {"cat/new.png"}
     old, new = tree_hash(tmp_path / "a"), tree_hash(tmp_path / "b")
     changed = {name for name in old if old[name] != new[name]}
-    assert len(changed - {"manifest.json"}) == 1
+    assert len(changed - {"_manifest.json"}) == 1
     assert set(old) == set(new)
 
 

@@ -167,7 +167,7 @@ def test_photos_keep_their_shape_and_library_ops_are_shown(tmp_path: Path) -> No
         ),
         (("--dataset", "photos", "--split", "val"), "--split val: .*photos has train, test"),
         (("out", "--split", "test"), "--split test: .*out has train$"),
-        (("photos",), "photos: no manifest.json, so not an output of `pipeline augment`"),
+        (("photos",), "photos: no _manifest.json, so not an output of `pipeline augment`"),
     ],
 )
 def test_what_cannot_be_shown_is_told_in_one_line(

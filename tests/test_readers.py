@@ -121,7 +121,7 @@ def test_tfds_gives_images_class_names_and_origin(
 
 
 def test_parse_example_reads_rows_as_the_readme_says(tmp_path: Path) -> None:
-    out = tmp_path / "augmented" / "digits"
+    out = tmp_path / "augmented" / "tfrecord"
     run("augment", "--format", "tfrecord", "--limit", 60, "--out", out, "--workers", 0)
     names = ("image", "label", "sample_id", "copy", "brightness")
     ours = [{k: r[k] for k in names} for r in read_ours(out) if r["split"] == "train"]

@@ -145,6 +145,6 @@ def test_deep_finds_rows_that_are_not_what_the_source_gives(tmp_path: Path, colu
     size, sha256 = sha256_file(out / record.name)
     forged = [replace(r, bytes=size, sha256=sha256) if r == record else r for r in manifest.shards]
     text = encode_manifest(replace(manifest, shards=forged))
-    (out / "manifest.json").write_text(text)
+    (out / "_manifest.json").write_text(text)
     assert "every hash fits" in run("verify", out).stdout
     assert "differs from what the source gives" in run("verify", out, "--deep", code=3).stderr

@@ -18,7 +18,7 @@ STEPS = {
     "rename shard": ("os.rename", r"\.partial-\w+/\.train-[^/]+\.tmp$"),
     "write record": ("open", r"\.records/\.train[^/]+\.tmp$"),
     "rename record": ("os.rename", r"\.records/\.train[^/]+\.tmp$"),
-    "rename manifest": ("os.rename", r"/\.manifest\.json[^/]+\.tmp$"),
+    "rename manifest": ("os.rename", r"/\._manifest\.json[^/]+\.tmp$"),
     "remove records": ("shutil.rmtree", r"/\.records$"),
     "rename success": ("os.rename", r"/\._SUCCESS[^/]+\.tmp$"),
     "move old aside": ("os.rename", r"/out$"),

@@ -54,7 +54,7 @@ def tfds(folder: Path) -> Rows:
 
 
 def parse_example(folder: Path) -> Rows:
-    """By the very lines that the README shows, for raw digits in `augmented/digits`."""
+    """By the very lines that the README shows, for raw digits in `augmented/tfrecord`."""
     import tensorflow as tf
 
     readme = Path(__file__).parents[2] / "README.md"
