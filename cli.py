@@ -326,6 +326,40 @@ def train(
 
 
 @app.command()
+def evaluate(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders, .keras or .h5 files; several are averaged.")
+    ],
+    dataset: Dataset = "digits",
+    data_dir: DataDir = DATA_DIR,
+    split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
+    policy: Policy = None,
+    tta: Annotated[
+        int, typer.Option(min=0, max=1000, help="Average so many augmented copies of each too.")
+    ] = 0,
+    image_size: ImageSize = None,
+    seed: Seed = 0,
+    limit: Limit = None,
+    quiet: Quiet = False,
+) -> None:
+    """Say what trained models are worth on a data set, each alone and all together."""
+    from pipeline.plan import AugmentConfig
+    from pipeline.report import Report
+    from trainers.evaluate import evaluate_runs
+
+    config = AugmentConfig(
+        dataset=dataset,
+        data_dir=data_dir,
+        split=split,
+        policy=policy,
+        image_size=parse_size(image_size),
+        seed=seed,
+        limit=limit,
+    )
+    print(evaluate_runs(runs, config, tta, Report(quiet=quiet)))
+
+
+@app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="Output of `pipeline augment`.")],
     deep: Annotated[

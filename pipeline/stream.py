@@ -52,15 +52,21 @@ class Stream:
 
     Args:
       shown: (m,) positions of the samples to show.
-      order_seed: Of the order in an epoch, or None for originals, always in the given order.
+      order_seed: Of the order in an epoch; None for the given order, always.
+      copy: The one copy that every epoch shows, instead of another each time.
     """
 
     def __init__(
-        self, source: Images, shown: np.ndarray, batch_size: int, order_seed: int | None
+        self,
+        source: Images,
+        shown: np.ndarray,
+        batch_size: int,
+        order_seed: int | None,
+        copy: int | None = None,
     ) -> None:
         self.source, self.batch_size, self.n_samples = source, batch_size, len(shown)
         self.steps_per_epoch = -(-len(shown) // batch_size)
-        self.is_augmented = order_seed is not None
+        self.copy = copy
         per_group = blocks_per_group(source.n_total, source.n_blocks, int(np.prod(source.shape)))
 
         @lru_cache(maxsize=2)
@@ -76,7 +82,8 @@ class Stream:
         """The copy that a batch shows, and the positions of its samples."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         positions = self.order(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
-        return (epoch % self.source.n_copies + 1 if self.is_augmented else 0), positions
+        copy = epoch % self.source.n_copies + 1 if self.copy is None else self.copy
+        return copy, positions
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(B, H, W, C) uint8 images and (B,) int64 labels; the last batch of an epoch holds what is

@@ -154,9 +154,7 @@ def test_two_runs_at_once_into_different_folders_do_not_disturb_each_other(
         assert process.returncode == 0, stderr
         assert stdout == ""
         (line,) = stderr.splitlines()
-        assert line.startswith(
-            f"{tmp_path / name / 'out'}: 1,200 images (test 300, train 900) in"
-        )
+        assert line.startswith(f"{tmp_path / name / 'out'}: 1,200 images (test 300, train 900) in")
         assert tree_hash(tmp_path / name / "out") == tree_hash(output)
 
 

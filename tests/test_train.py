@@ -13,13 +13,16 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from datasets.source import is_held_out
+from pipeline.online import open_images
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from tests.running import run, run_killed, write_photos
 from trainers.data import DataConfig, open_data
+from trainers.evaluate import evaluate
 
 SMALL = ("--limit", 200, "--threads", 2)
 JOB = ("train", *SMALL, "--epochs", 3, "--dropout", 0.2, "--quiet")
+ALL_OPS = "shift()|rotate()|flip()|brightness()"
 POLICY = "shift()|rotate()|brightness()|albumentations.GaussNoise(p=0.5)"
 
 
@@ -102,24 +105,86 @@ def test_a_run_folder_is_complete(tmp_path: Path) -> None:
     assert len((out / "history.csv").read_text().splitlines()) == found["epochs"] + 1
 
 
-def test_validation_is_held_out_by_hash_and_never_augmented(tmp_path: Path) -> None:
+def test_validation_is_held_out_by_hash() -> None:
     augment = AugmentConfig("digits", Path("unused"), limit=300, policy="brightness(factor=1)")
     data = open_data(DataConfig(augment, val_fraction=0.2), Report(quiet=True))
-    shown, kept = (
-        {stream.source.ids[i] for i in stream.order(0)} for stream in (data.train, data.validation)
-    )
+    source, held = data.validation
+    shown, kept = ({source.ids[i] for i in part} for part in (data.train.order(0), held))
     assert shown.isdisjoint(kept)
     assert shown | kept == set(data.train.source.ids)
     ids = sorted(shown | kept)
     held_out = is_held_out(ids, 0.2, "validation")
     assert kept == {name for name, held in zip(ids, held_out, strict=True) if held}
-    for stream in (data.validation, data.test):
-        assert stream is not None
-        copy, positions = stream.chosen(stream.steps_per_epoch)  # of a second epoch
-        assert copy == 0
-        images, labels = stream.batch(0)
-        assert_array_equal(images, stream.source.pixels[positions])  # type: ignore[attr-defined]
-        assert_array_equal(labels, stream.source.labels[positions])
+
+
+class Recorder:
+    """A model that keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[np.ndarray] = []
+
+    def __call__(self, images: Any) -> Any:
+        import tensorflow as tf
+
+        tf.py_function(lambda batch: self.seen.append(batch.numpy()), [images], [])
+        return tf.zeros((tf.shape(images)[0], 10))
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_what_is_evaluated_are_the_originals(part: str) -> None:
+    augment = AugmentConfig("digits", Path("unused"), limit=300, policy="brightness(factor=1)")
+    source, shown = getattr(open_data(DataConfig(augment), Report(quiet=True)), part)
+    recorder = Recorder()
+    found = evaluate([recorder], source, shown)
+    assert_array_equal(np.concatenate(recorder.seen), source.pixels[shown])
+    assert_array_equal(found.labels, source.labels[shown])
+
+
+def test_test_time_augmentation_adds_copies_and_several_models_are_averaged() -> None:
+    augment = AugmentConfig("digits", Path("unused"), limit=50, policy=ALL_OPS)
+    source = open_images(augment, "memory", Report(quiet=True))
+    first, second = Recorder(), Recorder()
+    evaluate([first, second], source, source.usable, n_copies=2)
+    want = np.stack([source.images(source.usable, copy) for copy in range(3)])
+    for recorder in (first, second):
+        assert_array_equal(np.stack(recorder.seen), want)
+
+
+def test_evaluate_tells_what_runs_are_worth_alone_and_together(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run(*JOB, "--seed", seed, "--out", tmp_path / str(seed))
+    one, two, both = run("evaluate", tmp_path / "0", tmp_path / "1").stdout.splitlines()
+    accuracy = json.loads((tmp_path / "0" / "result.json").read_text())["accuracy"]
+    assert one.startswith(f"{tmp_path / '0'}: accuracy ")
+    assert two.startswith(f"{tmp_path / '1'}: accuracy ")
+    assert both.startswith("the 2 together: accuracy ")
+    limited = run("evaluate", tmp_path / "0", "--limit", 200).stdout
+    assert f"accuracy {accuracy:.4f}, " in limited
+    assert "on 200 images" in limited
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "expected"),
+    [
+        (None, (), "no such model; expected a run folder"),
+        (b"PK no model", (), "cannot be loaded as a Keras model"),
+        ("model", ("--dataset", "photos", "--image-size", 20), "takes images of (8, 8, 1)"),
+    ],
+)
+def test_models_that_cannot_be_used_are_told_in_one_line(
+    tmp_path: Path, content: object, options: tuple[object, ...], expected: str
+) -> None:
+    write_photos(tmp_path / "photos", 40)
+    path = tmp_path / "model.keras"
+    if content == "model":
+        run("train", *SMALL, "--epochs", 1, "--quiet", "--out", tmp_path / "run")
+        path = tmp_path / "run"
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    arguments = [tmp_path / o if o == "photos" else o for o in options]
+    result = run("evaluate", path, *arguments, code=2)
+    assert expected in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,6 @@ from pipeline.report import Report
 from pipeline.shard_images import ShardImages
 from pipeline.stream import Images, Stream
 
-EVALUATION_BATCH = 256
-
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -42,11 +40,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Data:
-    """Streams of one data set. No sample of `validation` is in `train`, in any copy."""
+    """One data set. No sample of `validation` is in `train`, in any copy.
+
+    validation, test: The images, and the positions of the samples.
+    """
 
     train: Stream
-    validation: Stream
-    test: Stream | None
+    validation: tuple[Images, np.ndarray]
+    test: tuple[Images, np.ndarray] | None
     classes: tuple[str, ...]
     engine: str
 
@@ -78,8 +79,8 @@ def open_data(config: DataConfig, report: Report) -> Data:
         )
     return Data(
         train=Stream(source, shown, config.batch_size, config.order_seed),
-        validation=Stream(source, kept, EVALUATION_BATCH, None),
-        test=None if test is None else Stream(test, test.usable, EVALUATION_BATCH, None),
+        validation=(source, kept),
+        test=None if test is None else (test, test.usable),
         classes=source.classes,
         engine=config.engine,
     )

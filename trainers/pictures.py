@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.preview import Sheet, Tile, draw
-from pipeline.stream import Stream
+from pipeline.stream import Images
+from trainers.evaluate import Evaluation
 
 MAX_NAMED = 30  # classes; more names would not be legible
 N_MISTAKES = 32
@@ -37,13 +38,11 @@ def curves(history: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def confusion(
-    labels: np.ndarray, guesses: np.ndarray, classes: tuple[str, ...], path: Path
-) -> None:
+def confusion(found: Evaluation, classes: tuple[str, ...], path: Path) -> None:
     """Rows are the true classes, columns the guesses; shares of each row, and counts if few."""
     n = len(classes)
     counts = np.zeros((n, n), int)
-    np.add.at(counts, (labels, guesses), 1)
+    np.add.at(counts, (found.labels, found.guesses), 1)
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
     side = min(16, max(4.5, 0.42 * n + 1.6))
     figure = new_figure(side, side)
@@ -59,19 +58,15 @@ def confusion(
     figure.savefig(path, dpi=120)
 
 
-def mistakes(
-    stream: Stream, probabilities: np.ndarray, classes: tuple[str, ...], path: Path
-) -> None:
+def mistakes(found: Evaluation, source: Images, shown: np.ndarray, path: Path) -> None:
     """Images of wrong guesses with the highest probability, with guess, truth and probability."""
-    positions = stream.order(0)
-    labels, guesses = stream.source.labels[positions], probabilities.argmax(1)
-    sure = probabilities.max(1)
-    wrong = np.flatnonzero(labels != guesses)
+    sure, classes = found.probabilities.max(1), source.classes
+    wrong = np.flatnonzero(found.labels != found.guesses)
     worst = wrong[np.argsort(-sure[wrong], kind="stable")][:N_MISTAKES]
     tiles = [
-        Tile(image, f"{classes[guesses[i]]} ({sure[i]:.0%})  is {classes[labels[i]]}")
-        for i, image in zip(worst, stream.source.images(positions[worst], 0), strict=True)
+        Tile(image, f"{classes[found.guesses[i]]} ({sure[i]:.0%})  is {classes[found.labels[i]]}")
+        for i, image in zip(worst, source.images(shown[worst], 0), strict=True)
     ]
     rows = [tiles[i : i + 8] for i in range(0, len(tiles), 8)]
-    title = f"{len(wrong)} of {len(labels)} wrong, the surest first"
+    title = f"{len(wrong)} of {len(shown)} wrong, the surest first"
     draw(Sheet(title, [""] * len(rows), [], rows), path)

@@ -17,18 +17,14 @@ from datasets.errors import OutputError
 from datasets.schema import canonical_json
 from pipeline.job import differences, versions
 from pipeline.report import Report, duration
-from pipeline.stream import Stream, as_dataset, import_tensorflow
+from pipeline.stream import import_tensorflow
 from trainers.data import Data, DataConfig, open_data
+from trainers.evaluate import MODEL, evaluate
 from trainers.models import MODELS, ModelConfig, build
 from trainers.state import restore_state, save_state
 
-CONFIG, STATE, MODEL, HISTORY, RESULT = (
-    "config.json",
-    "state.npz",
-    "model.keras",
-    "history.csv",
-    "result.json",
-)
+CONFIG, STATE = "config.json", "state.npz"
+HISTORY, RESULT = "history.csv", "result.json"
 WARM_UP = 0.1  # of all steps; then the rate falls as a cosine
 
 
@@ -203,14 +199,14 @@ def run_epochs(
             losses.append(float(loss))
             n_right += int(right)
         seconds = time.perf_counter() - started
-        checked = evaluate(model, data.validation)
+        checked = evaluate([model], *data.validation)
         history.append(
             {
                 "epoch": len(history) + 1,
                 "loss": float(np.mean(losses)),
                 "accuracy": n_right / data.train.n_samples,
-                "val_loss": checked["loss"],
-                "val_accuracy": checked["accuracy"],
+                "val_loss": checked.loss,
+                "val_accuracy": checked.accuracy,
                 "seconds": round(seconds, 3),
                 "input_seconds": round(waited, 3),
                 "losses": losses,
@@ -257,28 +253,6 @@ def make_step(config: TrainConfig, model: Any, optimizer: Any, n_classes: int) -
     return tf.function(step, reduce_retracing=True)  # the last batch of an epoch is smaller
 
 
-def probabilities(model: Any, stream: Stream) -> np.ndarray:
-    """(n, n_classes) float32, in the order of the stream."""
-    import tensorflow as tf
-
-    predict = tf.function(lambda images: tf.nn.softmax(model(images, training=False)))
-    batches = as_dataset(stream, 0, stream.steps_per_epoch)
-    return np.concatenate([predict(images).numpy() for images, _ in batches])
-
-
-def evaluate(model: Any, stream: Stream) -> dict[str, Any]:
-    """Accuracy, loss (mean negative log likelihood), probabilities and labels."""
-    found = probabilities(model, stream)
-    labels = stream.source.labels[stream.order(0)]
-    likelihood = np.maximum(found[np.arange(len(labels)), labels], 1e-12)
-    return {
-        "accuracy": float((found.argmax(1) == labels).mean()),
-        "loss": float(-np.log(likelihood).mean()),
-        "probabilities": found,
-        "labels": labels,
-    }
-
-
 def finish(
     config: TrainConfig, data: Data, model: Any, history: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -286,19 +260,14 @@ def finish(
     from trainers import pictures
 
     split = "validation" if data.test is None else "test"
-    stream = data.test or data.validation
-    found = evaluate(model, stream)
-    labels, guesses = found["labels"], found["probabilities"].argmax(1)
+    source, shown = data.test or data.validation
+    found = evaluate([model], source, shown)
     result = {
         "split": split,
-        "accuracy": found["accuracy"],
-        "loss": found["loss"],
-        "n": len(labels),
-        "per_class": {
-            name: float((guesses[labels == i] == i).mean())
-            for i, name in enumerate(data.classes)
-            if (labels == i).any()
-        },
+        "accuracy": found.accuracy,
+        "loss": found.loss,
+        "n": len(shown),
+        "per_class": found.per_class,
         "epochs": len(history),
         "best_epoch": best_epoch(history),
         "seconds": round(sum(epoch["seconds"] for epoch in history), 3),
@@ -314,7 +283,7 @@ def finish(
     rows = [",".join(names), *(",".join(str(epoch[n]) for n in names) for epoch in history)]
     write_atomically(out / HISTORY, "".join(f"{row}\n" for row in rows).encode())
     pictures.curves(history, out / "curves.png")
-    pictures.confusion(labels, guesses, data.classes, out / "confusion.png")
-    pictures.mistakes(stream, found["probabilities"], data.classes, out / "mistakes.png")
+    pictures.confusion(found, data.classes, out / "confusion.png")
+    pictures.mistakes(found, source, shown, out / "mistakes.png")
     write_atomically(out / RESULT, canonical_json(result).encode())
     return result

@@ -1,0 +1,128 @@
+"""`pipeline evaluate`: what a model, or several together, are worth on a data set."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.errors import UserError
+from pipeline.online import open_images
+from pipeline.plan import AugmentConfig
+from pipeline.report import Report
+from pipeline.stream import Images, Stream, as_dataset, import_tensorflow
+
+MODEL = "model.keras"
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What guesses are worth.
+
+    labels: (n,) int64. probabilities: (n, n_classes) float32. loss: Mean negative log likelihood.
+    per_class: Share that was right of each class that occurs.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    accuracy: float
+    loss: float
+    per_class: dict[str, float]
+
+    @property
+    def guesses(self) -> np.ndarray:
+        return self.probabilities.argmax(1)
+
+
+def evaluate(
+    models: Sequence[Any], source: Images, shown: np.ndarray, n_copies: int = 0
+) -> Evaluation:
+    """The models' probabilities for the samples at the positions `shown`, averaged over the models,
+    the originals and copies 1 to `n_copies` (test-time augmentation)."""
+    import tensorflow as tf
+
+    total = np.zeros((len(shown), len(source.classes)))
+    for model in models:
+        predict = tf.function(lambda images, model=model: tf.nn.softmax(model(images)))
+        for copy in range(n_copies + 1):
+            stream = Stream(source, shown, BATCH, order_seed=None, copy=copy)
+            batches = as_dataset(stream, 0, stream.steps_per_epoch)
+            total += np.concatenate([predict(images).numpy() for images, _ in batches])
+    probabilities = total / (len(models) * (n_copies + 1))
+    labels = source.labels[shown]
+    likelihood = np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)
+    right = probabilities.argmax(1) == labels
+    return Evaluation(
+        labels=labels,
+        probabilities=probabilities.astype(np.float32),
+        accuracy=float(right.mean()),
+        loss=float(-np.log(likelihood).mean()),
+        per_class={
+            name: float(right[labels == i].mean())
+            for i, name in enumerate(source.classes)
+            if (labels == i).any()
+        },
+    )
+
+
+def load_model(path: Path) -> Any:
+    """The model of a run folder, or of a .keras or .h5 file; nothing stored in it is executed.
+
+    Raises: UserError if there is none, or it is damaged or something else.
+    """
+    import keras
+
+    file = path / MODEL if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(
+            f"{file}: no such model; expected a run folder of `pipeline train`, a .keras or an .h5"
+        )
+    try:
+        return keras.models.load_model(file, compile=False, safe_mode=True)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as err:
+        reason = (str(err).splitlines() or [type(err).__name__])[0]
+        raise UserError(
+            f"{file}: cannot be loaded as a Keras model: {reason}; train it anew, or name another"
+        ) from err
+
+
+def check_fits(path: Path, model: Any, source: Images) -> None:
+    """Raises: UserError if the model takes other images, or knows other classes, than there are."""
+    shape, n_classes = tuple(model.input_shape[1:]), model.output_shape[-1]
+    if shape != source.shape:
+        raise UserError(
+            f"{path}: takes images of {shape}, the data set has {source.shape}; give --image-size"
+        )
+    if n_classes != len(source.classes):
+        raise UserError(
+            f"{path}: knows {n_classes} classes, the data set has {len(source.classes)}; name the "
+            "data set that it was trained on"
+        )
+
+
+def evaluate_runs(
+    paths: Sequence[Path], config: AugmentConfig, n_copies: int, report: Report
+) -> str:
+    """A few lines about the models at these paths, each by itself and, if several, together."""
+    import_tensorflow()
+    models = [load_model(path) for path in paths]
+    source = open_images(config, "memory", report)
+    for path, model in zip(paths, models, strict=True):
+        check_fits(path, model, source)
+    groups = [(str(path), [model]) for path, model in zip(paths, models, strict=True)]
+    if len(models) > 1:
+        groups.append((f"the {len(models)} together", models))
+    lines = []
+    for name, group in groups:
+        found = evaluate(group, source, source.usable, n_copies)
+        worst = min(found.per_class, key=lambda c: found.per_class[c])
+        lines.append(
+            f"{name}: accuracy {found.accuracy:.4f}, loss {found.loss:.4f} on "
+            f"{len(found.labels):,} images; worst class {worst} ({found.per_class[worst]:.4f})"
+        )
+    return "\n".join(lines)
