@@ -18,7 +18,7 @@ from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from tests.running import run, run_killed, write_photos
 from trainers.data import DataConfig, open_data
-from trainers.evaluate import evaluate
+from trainers.evaluate import evaluate, predictor
 
 SMALL = ("--limit", 200, "--threads", 2)
 JOB = ("train", *SMALL, "--epochs", 3, "--dropout", 0.2, "--quiet")
@@ -135,7 +135,7 @@ def test_what_is_evaluated_are_the_originals(part: str) -> None:
     augment = AugmentConfig("digits", Path("unused"), limit=300, policy="brightness(factor=1)")
     source, shown = getattr(open_data(DataConfig(augment), Report(quiet=True)), part)
     recorder = Recorder()
-    found = evaluate([recorder], source, shown)
+    found = evaluate([predictor(recorder, source.shape)], source, shown)
     assert_array_equal(np.concatenate(recorder.seen), source.pixels[shown])
     assert_array_equal(found.labels, source.labels[shown])
 
@@ -144,7 +144,8 @@ def test_test_time_augmentation_adds_copies_and_several_models_are_averaged() ->
     augment = AugmentConfig("digits", Path("unused"), limit=50, policy=ALL_OPS)
     source = open_images(augment, "memory", Report(quiet=True))
     first, second = Recorder(), Recorder()
-    evaluate([first, second], source, source.usable, n_copies=2)
+    predictors = [predictor(recorder, source.shape) for recorder in (first, second)]
+    evaluate(predictors, source, source.usable, n_copies=2)
     want = np.stack([source.images(source.usable, copy) for copy in range(3)])
     for recorder in (first, second):
         assert_array_equal(np.stack(recorder.seen), want)

@@ -39,21 +39,27 @@ class Evaluation:
         return self.probabilities.argmax(1)
 
 
-def evaluate(
-    models: Sequence[Any], source: Images, shown: np.ndarray, n_copies: int = 0
-) -> Evaluation:
-    """The models' probabilities for the samples at the positions `shown`, averaged over the models,
-    the originals and copies 1 to `n_copies` (test-time augmentation)."""
+def predictor(model: Any, shape: tuple[int, int, int]) -> Any:
+    """A graph from (B, *shape) uint8 images to (B, n_classes) float32 probabilities; made once a
+    model, since making it takes longer than running it."""
     import tensorflow as tf
 
+    signature = [tf.TensorSpec((None, *shape), tf.uint8)]
+    return tf.function(lambda images: tf.nn.softmax(model(images)), input_signature=signature)
+
+
+def evaluate(
+    predictors: Sequence[Any], source: Images, shown: np.ndarray, n_copies: int = 0
+) -> Evaluation:
+    """The probabilities for the samples at the positions `shown`, averaged over the models, the
+    originals and copies 1 to `n_copies` (test-time augmentation)."""
     total = np.zeros((len(shown), len(source.classes)))
-    for model in models:
-        predict = tf.function(lambda images, model=model: tf.nn.softmax(model(images)))
+    for predict in predictors:
         for copy in range(n_copies + 1):
             stream = Stream(source, shown, BATCH, order_seed=None, copy=copy)
             batches = as_dataset(stream, 0, stream.steps_per_epoch)
             total += np.concatenate([predict(images).numpy() for images, _ in batches])
-    probabilities = total / (len(models) * (n_copies + 1))
+    probabilities = total / (len(predictors) * (n_copies + 1))
     labels = source.labels[shown]
     likelihood = np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)
     right = probabilities.argmax(1) == labels
@@ -114,9 +120,10 @@ def evaluate_runs(
     source = open_images(config, "memory", report)
     for path, model in zip(paths, models, strict=True):
         check_fits(path, model, source)
-    groups = [(str(path), [model]) for path, model in zip(paths, models, strict=True)]
-    if len(models) > 1:
-        groups.append((f"the {len(models)} together", models))
+    predictors = [predictor(model, source.shape) for model in models]
+    groups = [(str(path), [one]) for path, one in zip(paths, predictors, strict=True)]
+    if len(predictors) > 1:
+        groups.append((f"the {len(predictors)} together", predictors))
     lines = []
     for name, group in groups:
         found = evaluate(group, source, source.usable, n_copies)

@@ -19,7 +19,7 @@ from pipeline.job import differences, versions
 from pipeline.report import Report, duration
 from pipeline.stream import import_tensorflow
 from trainers.data import Data, DataConfig, open_data
-from trainers.evaluate import MODEL, evaluate
+from trainers.evaluate import MODEL, evaluate, predictor
 from trainers.models import MODELS, ModelConfig, build
 from trainers.state import restore_state, save_state
 
@@ -188,6 +188,7 @@ def run_epochs(
     steps, out = data.train.steps_per_epoch, config.out
     n_epochs, best = config.epochs or 0, out / f"best-{STATE}"
     step = make_step(config, model, optimizer, len(data.classes))
+    predict = predictor(model, data.shape)
     batches = iter(data.batches(len(history) * steps, n_epochs * steps))
     while len(history) < n_epochs and not is_stale(history, config.patience):
         started, waited, losses, n_right = time.perf_counter(), 0.0, [], 0
@@ -199,7 +200,7 @@ def run_epochs(
             losses.append(float(loss))
             n_right += int(right)
         seconds = time.perf_counter() - started
-        checked = evaluate([model], *data.validation)
+        checked = evaluate([predict], *data.validation)
         history.append(
             {
                 "epoch": len(history) + 1,
@@ -261,7 +262,7 @@ def finish(
 
     split = "validation" if data.test is None else "test"
     source, shown = data.test or data.validation
-    found = evaluate([model], source, shown)
+    found = evaluate([predictor(model, data.shape)], source, shown)
     result = {
         "split": split,
         "accuracy": found.accuracy,
