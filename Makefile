@@ -25,6 +25,7 @@ bench: $(VENV)/dev $(PEERS)/installed
 	$(RUN)python benchmarks/startup.py
 	$(RUN)python benchmarks/offline.py photos
 	$(RUN)python benchmarks/offline.py cifar10 $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA))
+	$(RUN)python benchmarks/online.py $(PIPELINE_DATA)
 	$(RUN)python benchmarks/memory.py $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA))
 
 clean:
