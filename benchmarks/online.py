@@ -2,8 +2,8 @@
 
     python benchmarks/online.py [DATA_DIR]
 
-Two cores; each ratio is our rate over a peer's, from the same run. The bare kernel is the same calls
-from the same number of threads, without `tf.data`; shards are read from memory, raw, where
+Two cores; each ratio is our rate over a peer's, from the same run. The bare kernel is the same
+calls from the same number of threads, without `tf.data`; shards are read from memory, raw, where
 DATA_DIR holds CIFAR-10.
 """
 

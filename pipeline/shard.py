@@ -25,6 +25,7 @@ from datasets.source import sample_keys
 from pipeline.decoder import DecoderProcess
 from pipeline.job import Job, probe, read_policy
 from pipeline.library_ops import LibraryStage
+from pipeline.memory import keep_freed_memory
 from pipeline.opencv_kernel import augment_batch, prepare
 from pipeline.task import Task
 
@@ -63,6 +64,7 @@ def write_shard(task: Task) -> Record:
       machine computes other pixels than the one that planned the job.
     """
     cv2.setNumThreads(1)  # a worker is one process a core
+    keep_freed_memory()
     if probe() != task.probe:
         raise EnvironmentFailed(
             f"worker {os.uname().nodename}: computes other pixels (probe {probe()}) than the "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from datasets.blocks import blocks_per_group, epoch_order
+from pipeline.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -67,6 +68,7 @@ class Stream:
         self.source, self.batch_size, self.n_samples = source, batch_size, len(shown)
         self.steps_per_epoch = -(-len(shown) // batch_size)
         self.copy = copy
+        keep_freed_memory()
         per_group = blocks_per_group(source.n_total, source.n_blocks, int(np.prod(source.shape)))
 
         @lru_cache(maxsize=2)

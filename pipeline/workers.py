@@ -61,14 +61,6 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
                 "distributed.worker.multiprocessing-method": "spawn",
                 "distributed.logging.distributed": "critical",
                 "distributed.worker.profile.enabled": False,
-                # Dask's default gives the memory of each batch back to the system, and takes it
-                # anew for the next: 3 of 14 µs an image at 32 px. This is where glibc by itself
-                # arrives after a while, if no threshold is set.
-                "distributed.nanny.pre-spawn-environ": {
-                    **dask.config.get("distributed.nanny.pre-spawn-environ"),
-                    "MALLOC_MMAP_THRESHOLD_": 32 * 2**20,
-                    "MALLOC_TRIM_THRESHOLD_": 64 * 2**20,
-                },
             }
         )
     )
