@@ -215,7 +215,9 @@ def train(
     offline: Annotated[
         Path | None, typer.Option(help="Train from this output of `pipeline augment` instead.")
     ] = None,
-    dataset: Dataset = "digits",
+    dataset: Annotated[
+        str | None, typer.Option(help="Name or path, as for augment.", show_default="digits")
+    ] = None,
     data_dir: DataDir = DATA_DIR,
     model: Annotated[
         Model, typer.Option(help="cnn: a small residual network; textbook: the classic one.")
@@ -248,7 +250,9 @@ def train(
     patience: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many epochs without a better one.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of initial weights, dropout and order.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of initial weights, dropout and order.")
+    ] = 0,
     augment_seed: Annotated[
         int | None, typer.Option(help="Of the augmentation.", show_default="the seed")
     ] = None,
@@ -281,15 +285,22 @@ def train(
     """Train a network on augmented images, and say what it is worth on images it has not seen."""
     if online and offline:
         raise UserError("--online --offline: give one of them")
+    if offline and (dataset, image_size, augment_seed, block_samples, limit) != (None,) * 5:
+        raise UserError(
+            f"--offline {offline}: shards bring their own data set, size, seed, blocks and limit; "
+            "leave out --dataset, --image-size, --augment-seed, --block-samples and --limit"
+        )
+    if offline and engine != Engine.opencv:
+        raise UserError(f"--offline {offline}: shards are read as they are; leave out --engine")
     from pipeline.plan import AugmentConfig
     from pipeline.report import Report
     from trainers.data import DataConfig
     from trainers.models import ModelConfig
-    from trainers.train import TrainConfig, available_threads
+    from trainers.train import TrainConfig, available_threads, run_folder
     from trainers.train import train as run
 
     augment = AugmentConfig(
-        dataset=dataset,
+        dataset="digits" if dataset is None else dataset,
         data_dir=data_dir,
         policy=policy,
         image_size=parse_size(image_size),
@@ -312,7 +323,7 @@ def train(
     config = TrainConfig(
         data=data,
         model=network,
-        out=out or Path("runs") / Path(offline or dataset).name,
+        out=run_folder(out, offline, dataset),
         epochs=epochs,
         lr=lr,
         label_smoothing=label_smoothing,
@@ -483,7 +494,10 @@ def main() -> NoReturn:
         check_packages()
         raise SystemExit(app())
     except Stopped:  # only here, when no progress bar would wipe the line away
-        print("pipeline: stopped; the same command goes on from there", file=sys.stderr)
+        print(
+            "pipeline: stopped; the same command goes on from there (train: with --resume)",
+            file=sys.stderr,
+        )
         raise
     except UserError as err:
         print(f"pipeline: {err}", file=sys.stderr)

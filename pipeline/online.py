@@ -17,7 +17,7 @@ import numpy as np
 from datasets.blocks import block_of, count_blocks
 from datasets.catalog import open_source
 from datasets.errors import SourceError, UserError
-from datasets.fingerprint import scan
+from datasets.fingerprint import fingerprint, scan
 from datasets.source import check_listing, sample_keys
 from pipeline.library_ops import LibraryStage, try_out
 from pipeline.opencv_kernel import augment_batch, margin, prepare
@@ -59,10 +59,12 @@ class OnlineImages:
         classes: tuple[str, ...],
         n_blocks: int,
         usable: np.ndarray,
+        content: str,
     ) -> None:
         self.policy, self.seed, self.pixels, self.classes = policy, seed, pixels, classes
         self.ids, self.labels, self.shape = pixels.samples.ids, pixels.samples.labels, pixels.shape
         self.keys, self.usable, self.n_blocks = sample_keys(self.ids), usable, n_blocks
+        self.content = content
         self.blocks = block_of(self.keys, seed, n_blocks)
         self.n_total, self.n_copies = len(self.ids), MAX_COPY
         # Small images are kept with the border that the warp wants: it is a fifth of the work.
@@ -129,6 +131,7 @@ def open_images(config: AugmentConfig, cache: str, report: Report) -> OnlineImag
         classes=listing.classes,
         n_blocks=count_blocks(len(samples), block_samples),
         usable=np.array([i for i in range(len(samples)) if i not in bad], np.int64),
+        content=fingerprint(listing.classes, {config.split: samples}, {config.split: found}),
     )
 
 

@@ -153,13 +153,18 @@ def output_folder(config: AugmentConfig) -> Path:
     out = (config.out or Path("augmented") / source.name).expanduser().resolve()
     if out == Path.cwd() or out == Path(out.anchor):
         raise UserError(f"--out {config.out}: expected a folder to make, such as augmented/photos")
-    data = Path(config.dataset).expanduser().resolve()
-    if config.dataset not in CATALOG and data.is_dir():
+    refuse_nesting(out, config.dataset)
+    return out
+
+
+def refuse_nesting(out: Path, dataset: str) -> None:
+    """Raises: UserError if the output would lie in the folder of its own data, or around it."""
+    data = Path(dataset).expanduser().resolve()
+    if dataset not in CATALOG and data.is_dir():
         if out.is_relative_to(data):
             raise UserError(f"--out {out}: lies inside the data set {data}; choose a place outside")
         if data.is_relative_to(out):
             raise UserError(f"--out {out}: the data set {data} lies inside; choose another place")
-    return out
 
 
 def make_plan(config: AugmentConfig, report: Report) -> Plan:

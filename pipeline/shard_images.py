@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class ShardImages:
         if broken:
             raise Damaged(f"{folder / broken[0]}: {broken[1]}; write the output with --overwrite")
         self.classes, self.shape = tuple(manifest.classes), self.job.shape
+        self.content = manifest.job_sha256
         self.copies = self.job.copies(split)
         self.n_copies, self.n_blocks = max(self.copies), len(self.records)
         tables = [self.first_copy(record) for record in self.records]
@@ -60,6 +62,7 @@ class ShardImages:
         image_bytes = int(np.prod(self.shape))
         n_kept = 2 * blocks_per_group(self.n_total, self.n_blocks, image_bytes)
         self.read = lru_cache(maxsize=n_kept)(self._read)
+        self.lock = threading.Lock()  # or two threads would decode the same shard at once
 
     def first_copy(self, record: Record) -> tuple[list[str], np.ndarray]:
         """Sample ids and labels of a shard's samples, in the order of the rows of each copy."""
@@ -78,7 +81,9 @@ class ShardImages:
         shards = self.blocks[positions].astype(np.int64)
         for shard in np.unique(shards).tolist():
             here = shards == shard
-            out[here] = self.read(shard, copy)[positions[here] - self.offsets[shard]]
+            with self.lock:
+                stored = self.read(shard, copy)
+            out[here] = stored[positions[here] - self.offsets[shard]]
         return out
 
     def _read(self, shard: int, copy: int) -> np.ndarray:

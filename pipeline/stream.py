@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from datasets.blocks import blocks_per_group, epoch_order
+from datasets.errors import ImageError, UserError
 from pipeline.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Images(Protocol):
     """Copies of the samples of one split: made when asked for, or read from shards.
 
     ids, labels (n,) int64, keys (n,) uint64: Of the samples, by position. classes: Their names.
-    shape: (height, width, channels) of every image.
+    shape: (height, width, channels) of every image. content: A hash of all that they are made from.
     blocks: (n,) block numbers below n_blocks. n_total: Samples of the split, unusable ones too.
     usable: (m,) positions of the samples that can be shown. n_copies: Copies that there are.
     """
@@ -36,6 +37,7 @@ class Images(Protocol):
     keys: np.ndarray
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
+    content: str
     blocks: np.ndarray
     n_blocks: int
     n_total: int
@@ -68,6 +70,7 @@ class Stream:
         self.source, self.batch_size, self.n_samples = source, batch_size, len(shown)
         self.steps_per_epoch = -(-len(shown) // batch_size)
         self.copy = copy
+        self.failure: Exception | None = None  # TensorFlow would wrap it beyond recognition
         keep_freed_memory()
         per_group = blocks_per_group(source.n_total, source.n_blocks, int(np.prod(source.shape)))
 
@@ -91,7 +94,11 @@ class Stream:
         """(B, H, W, C) uint8 images and (B,) int64 labels; the last batch of an epoch holds what is
         left."""
         copy, positions = self.chosen(step)
-        return self.source.images(positions, copy), self.source.labels[positions]
+        try:
+            return self.source.images(positions, copy), self.source.labels[positions]
+        except (UserError, ImageError) as err:
+            self.failure = err
+            raise
 
 
 def import_tensorflow(n_threads: int | None = None) -> Any:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -52,7 +53,8 @@ def test_shards_and_the_online_path_give_the_same_losses_and_weights(
     # Three epochs of two copies: the third shows copy 1 again, which online would be copy 3.
     job = ("train", *SMALL, "--epochs", 2, "--seed", 3, "--dropout", 0.2, "--quiet")
     run(*job, "--augment-seed", 4, "--policy", POLICY, "--out", tmp_path / "online")
-    run(*job, "--offline", tmp_path / "shards", "--out", tmp_path / "offline")
+    shards = [o for o in job if o not in ("--limit", 200)]
+    run(*shards, "--offline", tmp_path / "shards", "--out", tmp_path / "offline")
     assert_same_training(tmp_path / "online", tmp_path / "offline")
 
 
@@ -196,6 +198,9 @@ def test_models_that_cannot_be_used_are_told_in_one_line(
         (("--dataset", "photos", "--image-size", 6), "needs images of at least 8 pixels a side"),
         (("--offline", "shards", "--policy", "flip()"), "was written with shift"),
         (("--offline", "bare"), "has no augmented copies"),
+        (("--offline", "shards", "--dataset", "digits"), "shards bring their own data set"),
+        (("--offline", "shards", "--engine", "tensorflow"), "leave out --engine"),
+        (("--lr", 1e30), "training has diverged; give a lower --lr"),
         (("--offline", "nowhere"), "no such folder; expected the output of"),
         (("--online", "--offline", "shards"), "give one of them"),
         (("--val-fraction", 0.001), "samples to train on and 0 to validate with"),
@@ -213,9 +218,37 @@ def test_mistakes_are_told_in_one_line(
         run(*augment, "--copies", 0, "--out", tmp_path / "bare")
     places = {"photos", "shards", "bare", "nowhere"}
     arguments = [tmp_path / o if o in places else o for o in options]
-    result = run("train", "--limit", 40, *arguments, "--out", tmp_path / "run", code=2)
+    if "--offline" not in options:
+        arguments += ["--limit", 40]
+    result = run("train", *arguments, "--out", tmp_path / "run", code=2)
     assert expected in " ".join(result.stderr.replace("│", " ").split())
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "model.keras").exists()
+
+
+def test_images_that_changed_are_another_run(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos", 60), tmp_path / "run"
+    job = ("train", "--dataset", photos, "--image-size", 16, "--epochs", 1, "--quiet")
+    run_killed(*job, "--out", out, step="rename result", victim="group", folder=tmp_path)
+    first, second = sorted((photos / "cat").iterdir())[:2]
+    first.write_bytes(second.read_bytes())
+    assert "data was" in run(*job, "--out", out, "--resume", code=2).stderr
+
+
+def test_a_run_does_not_lie_in_its_data_set(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos")
+    job = ("train", "--dataset", photos, "--image-size", 16, "--epochs", 1)
+    assert "lies inside the data set" in run(*job, "--out", photos / "run", code=2).stderr
+
+
+def test_test_images_of_another_size_are_told_before_training(tmp_path: Path) -> None:
+    for split, side in (("train", 16), ("test", 20)):
+        for i in range(20):
+            path = tmp_path / "photos" / split / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), np.full((side, side, 3), i, np.uint8))
+    job = ("train", "--dataset", tmp_path / "photos", "--val-fraction", 0.3)
+    message = run(*job, "--out", tmp_path / "run", code=2).stderr
+    assert "the test images are 20x20 pixels, those to train on 16x16" in message
 
 
 def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:

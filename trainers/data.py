@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,17 +58,20 @@ class Data:
         """Training batches start to stop - 1, as a `tf.data.Dataset`."""
         return augmented(self.train, start, stop, self.engine)
 
-    def fingerprint(self) -> str:
-        """16 hex digits of the samples and labels that are trained on, in any order."""
-        source, shown = self.train.source, np.sort(self.train.order(0))
-        rows = np.stack([source.keys[shown], source.labels[shown].astype(np.uint64)])
-        return hashlib.sha256(rows[:, np.argsort(rows[0])].tobytes()).hexdigest()[:16]
+    def content(self) -> list[str]:
+        """What images, labels and classes all parts are made from, as hashes."""
+        return [self.train.source.content, "" if self.test is None else self.test[0].content]
 
 
 def open_data(config: DataConfig, report: Report) -> Data:
     """Raises: UserError for data that cannot be trained on."""
     sources = open_shards(config) if config.offline else open_online(config, report)
     source, test = sources
+    if test is not None and test.shape != source.shape:
+        raise UserError(
+            f"the test images are {test.shape[1]}x{test.shape[0]} pixels, those to train on "
+            f"{source.shape[1]}x{source.shape[0]}; give --image-size"
+        )
     held_out = is_held_out(source.ids, config.val_fraction, "validation")[source.usable]
     shown, kept = source.usable[~held_out], source.usable[held_out]
     if not len(shown) or not len(kept):
@@ -107,7 +109,10 @@ def open_shards(config: DataConfig) -> tuple[Images, Images | None]:
             "shards with the other policy"
         )
     train = ShardImages(folder, "train", config.verify)
-    if not job["splits"]["train"]["copies"]:
-        raise UserError(f"{folder}: has no augmented copies; write it with --copies 1 or more")
+    if not job["splits"]["train"]["copies"] or not job["original"]:
+        raise UserError(
+            f"{folder}: has no augmented copies or no originals, which validation needs; write it "
+            "with --copies 1 or more and --original"
+        )
     has_test = job["splits"].get("test", {}).get("blocks", 0)
     return train, ShardImages(folder, "test") if has_test else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from datasets.errors import UserError
 from pipeline.online import open_images
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
-from pipeline.stream import Images, Stream, as_dataset, import_tensorflow
+from pipeline.stream import Images, Stream, import_tensorflow
 
 MODEL = "model.keras"
 BATCH = 256
@@ -57,8 +56,8 @@ def evaluate(
     for predict in predictors:
         for copy in range(n_copies + 1):
             stream = Stream(source, shown, BATCH, order_seed=None, copy=copy)
-            batches = as_dataset(stream, 0, stream.steps_per_epoch)
-            total += np.concatenate([predict(images).numpy() for images, _ in batches])
+            batches = (stream.batch(step)[0] for step in range(stream.steps_per_epoch))
+            total += np.concatenate([predict(images).numpy() for images in batches])
     probabilities = total / (len(predictors) * (n_copies + 1))
     labels = source.labels[shown]
     likelihood = np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)
@@ -90,7 +89,7 @@ def load_model(path: Path) -> Any:
         )
     try:
         return keras.models.load_model(file, compile=False, safe_mode=True)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as err:
+    except Exception as err:  # Keras, h5py and zipfile raise nearly every type there is
         reason = (str(err).splitlines() or [type(err).__name__])[0]
         raise UserError(
             f"{file}: cannot be loaded as a Keras model: {reason}; train it anew, or name another"
@@ -99,7 +98,10 @@ def load_model(path: Path) -> Any:
 
 def check_fits(path: Path, model: Any, source: Images) -> None:
     """Raises: UserError if the model takes other images, or knows other classes, than there are."""
-    shape, n_classes = tuple(model.input_shape[1:]), model.output_shape[-1]
+    takes, gives = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
+    if not isinstance(takes, tuple) or not isinstance(gives, tuple) or len(gives) != 2:
+        raise UserError(f"{path}: is no classifier of images; it maps {takes} to {gives}")
+    shape, n_classes = takes[1:], gives[-1]
     if shape != source.shape:
         raise UserError(
             f"{path}: takes images of {shape}, the data set has {source.shape}; give --image-size"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def save(figure: Any, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a letter that the font lacks is shown as a box
+        figure.savefig(path, dpi=120)
+
+
 def curves(history: list[dict[str, Any]], path: Path) -> None:
     """Loss and accuracy of each epoch, in training and validation."""
     figure = new_figure(9, 3.6)
@@ -35,7 +42,7 @@ def curves(history: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def confusion(found: Evaluation, classes: tuple[str, ...], path: Path) -> None:
@@ -50,12 +57,14 @@ def confusion(found: Evaluation, classes: tuple[str, ...], path: Path) -> None:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="guessed", ylabel="true")
     if n <= MAX_NAMED:
-        axes.set_xticks(range(n), classes, rotation=90)
-        axes.set_yticks(range(n), classes)
+        # As they are, a $ would begin a formula.
+        names = [name if len(name) <= 24 else f"{name[:23]}…" for name in classes]
+        axes.set_xticks(range(n), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(n), names, parse_math=False)
         for row, column in np.argwhere(counts):
             colour = "white" if shares[row, column] > 0.5 else "#333333"
             axes.text(column, row, counts[row, column], ha="center", va="center", color=colour)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def mistakes(found: Evaluation, source: Images, shown: np.ndarray, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -13,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from datasets.commit import hold, write_atomically
-from datasets.errors import OutputError
+from datasets.errors import OutputError, UserError
 from datasets.schema import canonical_json
-from pipeline.job import differences, versions
+from pipeline.job import differences, probe, versions
+from pipeline.plan import refuse_nesting
 from pipeline.report import Report, duration
-from pipeline.stream import import_tensorflow
+from pipeline.stream import Stream, import_tensorflow
 from trainers.data import Data, DataConfig, open_data
 from trainers.evaluate import MODEL, evaluate, predictor
 from trainers.models import MODELS, ModelConfig, build
@@ -54,6 +56,20 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def run_folder(out: Path | None, offline: Path | None, dataset: str | None) -> Path:
+    """The absolute path of --out, or of runs/NAME.
+
+    Raises: UserError if it lies in the folder of its own data, or around it.
+    """
+    data = str(offline or dataset or "digits")
+    name = Path(data).expanduser().resolve().name
+    folder = (out or Path("runs") / name).expanduser().resolve()
+    if folder in (Path.cwd(), Path(folder.anchor)):
+        raise UserError(f"--out {out}: expected a folder to make, such as runs/digits")
+    refuse_nesting(folder, data)
+    return folder
+
+
 def resolved(config: TrainConfig) -> TrainConfig:
     """The same, with every None replaced by what the network's recipe says."""
     recipe, model = MODELS[config.model.name], config.model
@@ -76,14 +92,13 @@ def resolved(config: TrainConfig) -> TrainConfig:
 
 
 def identity(config: TrainConfig, data: Data) -> dict[str, Any]:
-    """All that the weights depend on, as JSON. Not in it: paths, the engine's cache, logging.
-
-    Shards and the online path may stand in for each other, since their batches are the same.
-    """
+    """All that the weights depend on, as JSON. Not in it: paths, the cache, logging."""
     source: Any = data.train.source
     job = getattr(source, "job", None)
     return {
-        "data": data.fingerprint(),
+        "data": data.content(),
+        "val_fraction": config.data.val_fraction,
+        "probe": probe(),
         "shape": list(data.shape),
         "policy": str(source.policy) if job is None else job.policy,
         "augment_seed": source.seed if job is None else job.seed,
@@ -120,6 +135,12 @@ def train(config: TrainConfig, report: Report) -> dict[str, Any]:
         model = build(config.model, data.shape, len(data.classes))
         optimizer = make_optimizer(config, data.train.steps_per_epoch)
         history = prepare_run(config, data, model, optimizer)
+        if (config.epochs or 0) > data.train.source.n_copies:
+            report.say(
+                f"there are {data.train.source.n_copies} copies and {config.epochs} epochs: after "
+                "the last copy the first is shown again",
+                event="copies",
+            )
         started = time.monotonic()
         for epoch in run_epochs(config, data, model, optimizer, history):
             report.say(
@@ -150,6 +171,10 @@ def prepare_run(
     Raises: OutputError if the folder holds anything else, or --resume is missing.
     """
     out, known = config.out, canonical_json(identity(config, data))
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is a file; choose another --out")
+    for leftover in [*out.glob(f".{CONFIG}.*.tmp"), *out.glob(f".*{STATE}.*.tmp")]:
+        leftover.unlink()  # of a run that was killed; this one holds the folder
     if not out.exists() or not any(out.iterdir()):
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / CONFIG, known.encode())
@@ -158,13 +183,19 @@ def prepare_run(
         raise OutputError(f"{out}: exists and is no run of `pipeline train`; choose another --out")
     before = (out / CONFIG).read_text()
     if before != known:
-        changed = differences(json.loads(before), json.loads(known))
-        raise OutputError(f"{out}: is another run ({changed}); choose another --out")
+        raise OutputError(f"{out}: is another run ({changes(before, known)}); choose another --out")
     if not config.resume:
         raise OutputError(f"{out}: holds this run; go on with --resume, or choose another --out")
     if not (out / STATE).is_file():
         return []
     return list(restore_state(out / STATE, model, optimizer)["history"])
+
+
+def changes(before: str, known: str) -> str:
+    try:
+        return differences(json.loads(before), json.loads(known))
+    except (ValueError, AttributeError):
+        return f"its {CONFIG} is of something else"
 
 
 def make_optimizer(config: TrainConfig, steps_per_epoch: int) -> Any:
@@ -194,10 +225,15 @@ def run_epochs(
         started, waited, losses, n_right = time.perf_counter(), 0.0, [], 0
         for _ in range(steps):
             asked = time.perf_counter()
-            images, labels = next(batches)
+            images, labels = next_batch(data.train, batches)
             waited += time.perf_counter() - asked
             loss, right = step(images, labels)
             losses.append(float(loss))
+            if not math.isfinite(losses[-1]):
+                raise UserError(
+                    f"the loss is {losses[-1]} in step {len(losses)} of epoch {len(history) + 1}: "
+                    f"training has diverged; give a lower --lr than {config.lr:g}"
+                )
             n_right += int(right)
         seconds = time.perf_counter() - started
         checked = evaluate([predict], *data.validation)
@@ -220,6 +256,21 @@ def run_epochs(
         yield {k: v for k, v in history[-1].items() if k != "losses"}
     if config.patience is not None:
         restore_state(best, model, optimizer)
+
+
+def next_batch(stream: Stream, batches: Iterator[Any]) -> Any:
+    """The next batch.
+
+    Raises: UserError for what went wrong while it was made, and not TensorFlow's account of it.
+    """
+    try:
+        return next(batches)
+    except Exception:
+        if isinstance(stream.failure, UserError):
+            raise stream.failure from None
+        if stream.failure is not None:
+            raise UserError(f"an image can no longer be read: {stream.failure}") from None
+        raise
 
 
 def best_epoch(history: list[dict[str, Any]]) -> int:
@@ -277,9 +328,9 @@ def finish(
         "machine": {"cores": os.cpu_count(), "threads": config.threads},
     }
     out = config.out
-    model.save(out / MODEL)
-    if config.save_h5:
-        model.save(out / "model.h5")
+    for name in [MODEL, *(["model.h5"] if config.save_h5 else [])]:
+        model.save(out / f".partial.{name}")
+        (out / f".partial.{name}").rename(out / name)
     names = [name for name in history[0] if name != "losses"]
     rows = [",".join(names), *(",".join(str(epoch[n]) for n in names) for epoch in history)]
     write_atomically(out / HISTORY, "".join(f"{row}\n" for row in rows).encode())
