@@ -8,12 +8,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import tfrecord
+from datasets.blocks import MIN_BLOCKS, SMALL
 from datasets.commit import (
     RECORDS,
     RUN,
@@ -45,7 +47,10 @@ from pipeline.plan import (
 )
 from pipeline.report import Report, size
 from pipeline.task import Task, n_images
-from pipeline.workers import run
+from pipeline.workers import run, start
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 DISK_MARGIN = 1.05
 
@@ -147,9 +152,31 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
 
     Raises: UserError of each kind; whatever happens, `out` is absent, as it was, or whole.
     """
-    started = time.monotonic()
-    refuse_if_held(output_folder(config))
-    plan = make_plan(config, report)
+    out = output_folder(config)
+    refuse_if_held(out)
+    with ExitStack() as stack:
+        clients: list[Callable[[], Client]] = []
+
+        def begin(n_samples: int) -> None:
+            # Workers start while the source is read; not for one shard, or where all may be done.
+            is_new = is_empty(out) or config.overwrite
+            if is_new and n_samples >= SMALL and (config.workers or config.scheduler):
+                n_workers = min(config.workers, MIN_BLOCKS)
+                clients.append(start(n_workers, config.scheduler, stack))
+
+        started = time.monotonic()
+        plan = make_plan(config, report, begin)
+        return write(config, plan, report, clients[0] if clients else None, started)
+
+
+def write(
+    config: AugmentConfig,
+    plan: Plan,
+    report: Report,
+    client: Callable[[], Client] | None,
+    started: float,
+) -> Summary:
+    """The part of `materialize` that comes after the plan."""
     if plan.ignored:
         shown = ", ".join(plan.ignored[:3]) + (" and more" if len(plan.ignored) > 3 else "")
         report.say(
@@ -185,7 +212,7 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
                 event="resume",
                 shards_done=len(done),
             )
-        records, first = run_tasks(config, tasks, report)
+        records, first = run_tasks(config, tasks, client, report)
         worked = time.monotonic()
         shards = sorted([*done.values(), *records], key=lambda r: r.name)
         refuse_too_many_bad(
@@ -208,7 +235,10 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
 
 
 def run_tasks(
-    config: AugmentConfig, tasks: list[Task], report: Report
+    config: AugmentConfig,
+    tasks: list[Task],
+    client: Callable[[], Client] | None,
+    report: Report,
 ) -> tuple[list[Record], float]:
     """The records of all tasks, and when the first one was started (monotonic seconds)."""
     from pipeline.shard import write_shard
@@ -222,6 +252,7 @@ def run_tasks(
             tasks,
             config.workers,
             config.scheduler,
+            client,
             on_ready=lambda: started.append(time.monotonic()),
         ):
             records.append(record)

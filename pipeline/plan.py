@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -167,9 +167,12 @@ def refuse_nesting(out: Path, dataset: str) -> None:
             raise UserError(f"--out {out}: the data set {data} lies inside; choose another place")
 
 
-def make_plan(config: AugmentConfig, report: Report) -> Plan:
+def make_plan(
+    config: AugmentConfig, report: Report, on_listed: Callable[[int], None] = lambda n: None
+) -> Plan:
     """Reads the source once (every byte is hashed) and fixes all that the output depends on.
 
+    on_listed: Told how many samples there are, before they are read.
     Raises: UserError for anything in the configuration or the source that cannot work.
     """
     out = output_folder(config)
@@ -178,7 +181,9 @@ def make_plan(config: AugmentConfig, report: Report) -> Plan:
     listing = check_listing(config.dataset, source.listing())
     copies = choose_splits(config, listing)
     samples = choose_samples(listing, copies, config.limit)
-    with report.progress(sum(map(len, samples.values())), "reading") as progress:
+    n_samples = sum(map(len, samples.values()))
+    on_listed(n_samples)
+    with report.progress(n_samples, "reading") as progress:
         scans = {
             split: scan(source, part, lambda: progress.advance(1))
             for split, part in samples.items()

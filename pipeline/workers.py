@@ -6,7 +6,9 @@ import logging
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, TypeVar
 
 from datasets.errors import EnvironmentFailed
@@ -21,11 +23,27 @@ ALLOWED_DEATHS = 10
 WAIT_FOR_WORKERS_S = 60
 
 
+def start(n_workers: int, scheduler: str | None, stack: ExitStack) -> Callable[[], Client]:
+    """Begins to connect, in a thread; what it gives waits for the client. The connection, and the
+    local processes, end with the stack."""
+    inside, thread = ExitStack(), ThreadPoolExecutor(1)
+    waiting = thread.submit(connect, n_workers, scheduler, inside)
+
+    def close() -> None:
+        wait([waiting])
+        inside.close()
+        thread.shutdown()
+
+    stack.callback(close)
+    return waiting.result
+
+
 def run(
     function: Callable[[T], R],
     tasks: Sequence[T],
     n_workers: int,
     scheduler: str | None,
+    started: Callable[[], Client] | None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> Iterator[R]:
     """The results of `function` on each task, as they come; tasks are started in their order.
@@ -33,6 +51,7 @@ def run(
     Args:
       n_workers: Local processes; with 0, or where there is only one task, this process does it.
       scheduler: Address of a running Dask scheduler, used instead of local processes.
+      started: From `start`, where that was called before the tasks were known.
       on_ready: Called once, when the workers are there and the first task starts.
     Raises: what the function raises; EnvironmentFailed if workers keep dying on one task or the
       scheduler cannot be reached.
@@ -42,7 +61,10 @@ def run(
         yield from map(function, tasks)
         return
     with ExitStack() as stack:
-        client = connect(min(n_workers, len(tasks)), scheduler, stack)
+        wanted = min(n_workers, len(tasks))
+        client = started() if started else connect(wanted, scheduler, stack)
+        if started and client.cluster is not None:
+            client.cluster.scale(wanted)  # the number of tasks was not known
         on_ready()
         yield from submit(client, function, tasks)
 
@@ -69,9 +91,10 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
             tempfile.TemporaryDirectory(prefix="pipeline-", ignore_cleanup_errors=True)
         )
         # Ctrl-C at a terminal reaches every process, but this one ends the others: what is started
-        # while it is ignored goes on ignoring it.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        stack.callback(signal.signal, signal.SIGINT, before)
+        # by a thread that blocks it never sees it. (The tracker would unblock it, if made here.)
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGINT})
         cluster = stack.enter_context(
             LocalCluster(
                 n_workers=n_workers,
@@ -84,11 +107,13 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
                 silence_logs=logging.CRITICAL,
             )
         )
-        client = stack.enter_context(Client(cluster))
-        signal.signal(signal.SIGINT, before)
+        client = Client(cluster)
+        stack.callback(client.close)  # from any thread, where the client as a context is of one
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return client
     try:
-        client = stack.enter_context(Client(scheduler, timeout=20))
+        client = Client(scheduler, timeout=20)
+        stack.callback(client.close)
     except Exception as err:  # what answers there may be anything, and say anything
         raise EnvironmentFailed(
             f"--scheduler {scheduler}: no Dask scheduler answers there; start one with "
