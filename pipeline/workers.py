@@ -24,8 +24,8 @@ WAIT_FOR_WORKERS_S = 60
 
 
 def start(n_workers: int, scheduler: str | None, stack: ExitStack) -> Callable[[], Client]:
-    """Begins to connect, in a thread; what it gives waits for the client. The connection, and the
-    local processes, end with the stack."""
+    """Begins to connect, in a thread; what it gives waits for the client, and raises what `connect`
+    does. The connection, and the local processes, end with the stack."""
     inside, thread = ExitStack(), ThreadPoolExecutor(1)
     waiting = thread.submit(connect, n_workers, scheduler, inside)
 

@@ -32,7 +32,7 @@ class ModelConfig:
 class Recipe:
     """How a network is built and what it is trained with where nothing else is asked for."""
 
-    build: Callable[[Any, int, ModelConfig], Any]
+    build: Callable[[Any, ModelConfig], Any]
     smallest: int  # pixels of a side
     optimizer: str
     lr: float
@@ -75,7 +75,7 @@ def convolution(x: Tensor, filters: int, config: ModelConfig, strides: int = 1) 
     return layers.BatchNormalization()(x) if config.batch_norm else x
 
 
-def textbook(x: Tensor, n_classes: int, config: ModelConfig) -> Tensor:
+def textbook(x: Tensor, config: ModelConfig) -> Tensor:
     """Conv32-Conv32-Pool-Drop, Conv64-Conv64-Pool-Drop, Dense512-Drop: the classic small network.
 
     Source: F. Chollet, cifar10_cnn.py of the Keras examples, 2015.
@@ -91,7 +91,7 @@ def textbook(x: Tensor, n_classes: int, config: ModelConfig) -> Tensor:
     return layers.Dropout(rate)(activation(x, config))
 
 
-def residual(x: Tensor, n_classes: int, config: ModelConfig) -> Tensor:
+def residual(x: Tensor, config: ModelConfig) -> Tensor:
     """A stem and three stages of 32, 64 and 128 filters, each a convolution and a residual pair,
     each but the first at half the size of the one before.
 
@@ -131,6 +131,6 @@ def build(config: ModelConfig, shape: tuple[int, int, int], n_classes: int) -> A
         )
     inputs = keras.Input(shape, dtype="uint8")
     x = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
-    x = recipe.build(x, n_classes, config)
+    x = recipe.build(x, config)
     outputs = keras.layers.Dense(n_classes, dtype="float32", **penalties(config))(x)
     return keras.Model(inputs, outputs, name=config.name)

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 import data
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorflow as tf
+from keras_policy import generator
 
 BATCH = 1000
 
 
 def main(source: Path, out: Path, copies: int) -> None:
     images, labels = data.cifar10(source)
-    generator = tf.keras.preprocessing.image.ImageDataGenerator(
-        rotation_range=15,
-        width_shift_range=0.1,
-        height_shift_range=0.1,
-        horizontal_flip=True,
-        brightness_range=(0.8, 1.2),
-        fill_mode="reflect",
-    )
     kind = pa.binary(images[0].nbytes)
     with pq.ParquetWriter(out / "0.parquet", data.schema(kind), compression="none") as writer:
         for copy in range(1, copies + 1):
-            flow = generator.flow(images, batch_size=BATCH, shuffle=False)
+            flow = generator().flow(images, batch_size=BATCH, shuffle=False)
             for i in range(len(images) // BATCH):
                 batch = np.rint(flow[i]).astype(np.uint8)
                 pixels = pa.FixedSizeBinaryArray.from_buffers(

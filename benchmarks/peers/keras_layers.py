@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 import data
-import keras
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorflow as tf
+from keras_policy import layers_dataset, tf
 
 BATCH = 1024
 
 
 def main(source: Path, out: Path, copies: int) -> None:
     images, labels = data.cifar10(source)
-    layers = keras.Sequential(
-        [
-            keras.layers.RandomTranslation(0.1, 0.1, fill_mode="reflect"),
-            keras.layers.RandomRotation(15 / 360, fill_mode="reflect"),
-            keras.layers.RandomFlip("horizontal"),
-            keras.layers.RandomBrightness(0.2, value_range=(0, 255)),
-        ]
-    )
     dataset = (
-        tf.data.Dataset.from_tensor_slices(images)
-        .batch(BATCH)
-        .map(lambda x: layers(tf.cast(x, tf.float32), training=True), tf.data.AUTOTUNE)
+        layers_dataset(images, BATCH)
         .map(lambda x: tf.cast(tf.round(x), tf.uint8), tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )
