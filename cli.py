@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from enum import StrEnum
@@ -46,6 +47,11 @@ class Engine(StrEnum):
 class Model(StrEnum):
     cnn = "cnn"
     textbook = "textbook"
+
+
+class Epoch(StrEnum):
+    one_copy = "one-copy"
+    all_copies = "all-copies"
 
 
 class Cache(StrEnum):
@@ -226,9 +232,12 @@ def train(
     engine: Annotated[
         Engine, typer.Option(help="OpenCV's kernel, or TensorFlow's graph ops.")
     ] = Engine.opencv,
+    epoch: Annotated[
+        Epoch, typer.Option(help="From shards: another copy in each epoch, or all in each.")
+    ] = Epoch.one_copy,
     image_size: ImageSize = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the network's own.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
     lr: Annotated[
         float | None, typer.Option(min=1e-12, help="Highest learning rate. Default: the network's.")
     ] = None,
@@ -276,8 +285,27 @@ def train(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every hash of the shards first.")
     ] = False,
+    ensemble: Annotated[
+        int, typer.Option(min=1, max=100, help="Train so many, with the seeds that follow.")
+    ] = 1,
+    mixed_precision: Annotated[
+        bool,
+        typer.Option(
+            "--mixed-precision",
+            help="Multiply in bfloat16: quicker on new GPUs, and on CPUs with AMX.",
+        ),
+    ] = False,
+    gpus: Annotated[
+        int, typer.Option(min=1, help="So many share each batch; without a GPU, the CPU trains.")
+    ] = 1,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/NAME")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where this run stopped.")] = False,
+    inexact: Annotated[
+        bool,
+        typer.Option(
+            "--inexact", help="Resume with other threads or libraries too: to other weights."
+        ),
+    ] = False,
     save_h5: Annotated[bool, typer.Option("--save-h5", help="Write model.h5 too.")] = False,
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
@@ -292,11 +320,13 @@ def train(
         )
     if offline and engine != Engine.opencv:
         raise UserError(f"--offline {offline}: shards are read as they are; leave out --engine")
+    if epoch != Epoch.one_copy and not offline:
+        raise UserError(f"--epoch {epoch}: online there is no end of copies; give --offline")
     from pipeline.plan import AugmentConfig
     from pipeline.report import Report
+    from trainers.config import TrainConfig, run_folder
     from trainers.data import DataConfig
     from trainers.models import ModelConfig
-    from trainers.train import TrainConfig, available_threads, run_folder
     from trainers.train import train as run
 
     augment = AugmentConfig(
@@ -312,6 +342,7 @@ def train(
     data = DataConfig(
         augment=augment,
         offline=offline,
+        epoch=epoch.value,
         engine=engine.value,
         cache=cache.value,
         verify=verify,
@@ -329,11 +360,14 @@ def train(
         label_smoothing=label_smoothing,
         patience=patience,
         seed=seed,
-        threads=threads or available_threads(),
+        threads=threads or len(os.sched_getaffinity(0)),
+        mixed_precision=mixed_precision,
+        gpus=gpus,
         resume=resume,
+        inexact=inexact,
         save_h5=save_h5,
     )
-    run(config, Report(quiet=quiet, log_format=log_format.value))
+    run(config, ensemble, Report(quiet=quiet, log_format=log_format.value))
 
 
 @app.command()
@@ -341,33 +375,48 @@ def evaluate(
     runs: Annotated[
         list[Path], typer.Argument(help="Run folders, .keras or .h5 files; several are averaged.")
     ],
-    dataset: Dataset = "digits",
-    data_dir: DataDir = DATA_DIR,
+    dataset: Annotated[
+        str | None, typer.Option(help="Name or path.", show_default="the first run's")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where known data sets lie.",
+            envvar="PIPELINE_DATA",
+            show_default="the first run's, or ~/.cache/augmentation-pipeline",
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
-    policy: Policy = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Of --tta.", show_default="the first run's")
+    ] = None,
     tta: Annotated[
         int, typer.Option(min=0, max=1000, help="Average so many augmented copies of each too.")
     ] = 0,
     image_size: ImageSize = None,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of --tta.", show_default="the first run's")
+    ] = None,
     limit: Limit = None,
+    log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
     """Say what trained models are worth on a data set, each alone and all together."""
-    from pipeline.plan import AugmentConfig
     from pipeline.report import Report
-    from trainers.evaluate import evaluate_runs
+    from trainers.evaluate import EvaluateConfig, evaluate_runs
 
-    config = AugmentConfig(
+    config = EvaluateConfig(
+        paths=tuple(runs),
         dataset=dataset,
         data_dir=data_dir,
         split=split,
         policy=policy,
+        tta=tta,
         image_size=parse_size(image_size),
         seed=seed,
         limit=limit,
     )
-    print(evaluate_runs(runs, config, tta, Report(quiet=quiet)))
+    print(evaluate_runs(config, Report(quiet=quiet, log_format=log_format.value)))
 
 
 @app.command()

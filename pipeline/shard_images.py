@@ -13,7 +13,7 @@ from datasets.blocks import blocks_per_group
 from datasets.errors import Damaged, UserError
 from datasets.formats import FORMATS
 from datasets.manifest import Record, damages, read_manifest
-from datasets.source import sample_keys
+from datasets.source import mix, sample_keys
 from pipeline.check import read_job
 
 
@@ -48,6 +48,7 @@ class ShardImages:
             raise Damaged(f"{folder / broken[0]}: {broken[1]}; write the output with --overwrite")
         self.classes, self.shape = tuple(manifest.classes), self.job.shape
         self.content = manifest.job_sha256
+        self.policy, self.seed = self.job.policy, self.job.seed
         self.copies = self.job.copies(split)
         self.n_copies, self.n_blocks = max(self.copies), len(self.records)
         tables = [self.first_copy(record) for record in self.records]
@@ -97,4 +98,39 @@ class ShardImages:
                 found = np.stack([images.decode(data, self.shape[2]) for data in found])
             out[filled : filled + len(found)] = found
             filled += len(found)
+        return out
+
+
+class AllCopies:
+    """Every stored copy of every sample as one of its own, as `pipeline.stream.Images`: an epoch
+    shows what lies in the shards.
+
+    Row r is copy copies[r // n] of the sample at position r % n. Each copy of a shard counts as a
+    block, since that much is read at a time.
+    """
+
+    def __init__(self, source: ShardImages) -> None:
+        self.source, self.n = source, len(source.ids)
+        k = len(source.copies)
+        self.classes, self.shape, self.content = source.classes, source.shape, source.content
+        self.policy, self.seed, self.n_copies = source.policy, source.seed, 1
+        self.ids, self.labels = source.ids * k, np.tile(source.labels, k)
+        self.keys = np.concatenate([mix(source.keys, copy, "copy") for copy in source.copies])
+        first = np.repeat(np.arange(k, dtype=np.uint64) * np.uint64(source.n_blocks), self.n)
+        self.blocks = first + np.tile(source.blocks, k)
+        self.n_blocks, self.n_total = k * source.n_blocks, k * source.n_total
+        self.usable = self.rows(source.usable)
+
+    def rows(self, positions: np.ndarray) -> np.ndarray:
+        """All rows of the samples at these positions."""
+        starts = np.arange(len(self.source.copies)) * self.n
+        return (starts[:, None] + positions).ravel()
+
+    def images(self, positions: np.ndarray, copy: int) -> np.ndarray:
+        """(B, H, W, C) uint8: the images of these rows; there is no other copy of a row."""
+        out = np.empty((len(positions), *self.shape), np.uint8)
+        numbers, samples = np.divmod(positions, self.n)
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            out[here] = self.source.images(samples[here], self.source.copies[number])
         return out

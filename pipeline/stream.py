@@ -30,6 +30,7 @@ class Images(Protocol):
     shape: (height, width, channels) of every image. content: A hash of all that they are made from.
     blocks: (n,) block numbers below n_blocks. n_total: Samples of the split, unusable ones too.
     usable: (m,) positions of the samples that can be shown. n_copies: Copies that there are.
+    policy, seed: What the copies are made with.
     """
 
     ids: Any
@@ -43,6 +44,8 @@ class Images(Protocol):
     n_total: int
     usable: np.ndarray
     n_copies: int
+    policy: Any
+    seed: int
 
     def images(self, positions: np.ndarray, copy: int) -> np.ndarray:
         """(B, H, W, C) uint8: that copy of the samples at these positions; safe from threads."""
@@ -67,7 +70,8 @@ class Stream:
         order_seed: int | None,
         copy: int | None = None,
     ) -> None:
-        self.source, self.batch_size, self.n_samples = source, batch_size, len(shown)
+        self.source, self.shown, self.batch_size = source, shown, batch_size
+        self.n_samples = len(shown)
         self.steps_per_epoch = -(-len(shown) // batch_size)
         self.copy = copy
         self.failure: Exception | None = None  # TensorFlow would wrap it beyond recognition

@@ -12,7 +12,7 @@ from datasets.errors import Damaged, OutputError, UserError
 from pipeline.online import augmented, open_images
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
-from pipeline.shard_images import ShardImages
+from pipeline.shard_images import AllCopies, ShardImages
 from pipeline.stream import Stream, as_dataset
 from tests.running import run, write_photos
 
@@ -67,6 +67,29 @@ def test_after_the_last_copy_comes_the_first_again(tmp_path: Path) -> None:
     stream = offline(output(tmp_path))
     copies = [stream.chosen(e * stream.steps_per_epoch)[0] for e in range(7)]
     assert copies == [1, 2, 3, 1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("form", ["parquet", "tfrecord"])
+def test_all_copies_of_an_epoch_are_the_rows_of_the_shards(tmp_path: Path, form: str) -> None:
+    source = ShardImages(output(tmp_path, "--format", form), "train")
+    rows, shown = AllCopies(source), source.usable[::2]
+    stream = Stream(rows, rows.rows(shown), 32, order_seed=9)
+    want = {(label, image.tobytes()) for copy in range(4) for label, image in zip(
+        source.labels[shown], source.images(shown, copy), strict=True)}  # fmt: skip
+    orders = []
+    for epoch in range(2):
+        first = epoch * stream.steps_per_epoch
+        batches = [stream.batch(first + step) for step in range(stream.steps_per_epoch)]
+        found = [(label, image.tobytes()) for images, labels in batches
+                 for label, image in zip(labels, images, strict=True)]  # fmt: skip
+        assert len(found) == 4 * len(shown)
+        assert set(found) == want
+        orders.append(stream.order(epoch))
+    assert not np.array_equal(*orders)
+    again = Stream(rows, rows.rows(shown), 32, order_seed=9)
+    assert_array_equal(again.order(1), orders[1])
+    copies = orders[0] // len(source.ids)
+    assert len(set(copies[:32].tolist())) == 4  # a batch mixes copies
 
 
 def test_originals_come_as_they_are_and_are_missed_where_there_are_none(tmp_path: Path) -> None:

@@ -28,18 +28,19 @@ POLICY = "shift()|rotate()|brightness()|albumentations.GaussNoise(p=0.5)"
 
 
 def state_of(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What the last epoch left: its progress without times, and every variable."""
+    """What the last epoch left: figures without times, the loss of every step, every variable."""
     with np.load(folder / "state.npz") as saved:
-        arrays = {name: saved[name] for name in saved.files if name != "progress"}
-        history = json.loads(str(saved["progress"]))["history"]
-    timeless = [{k: v for k, v in e.items() if "seconds" not in k} for e in history]
-    return {"history": timeless}, arrays
+        arrays = {name: saved[name] for name in saved.files if name != "epochs"}
+        epochs = json.loads(str(saved["epochs"]))
+    timeless = [{k: v for k, v in e.items() if "seconds" not in k} for e in epochs]
+    return {"epochs": timeless}, arrays
 
 
 def assert_same_training(a: Path, b: Path) -> None:
     (progress, arrays), (other, others) = state_of(a), state_of(b)
-    assert progress == other  # the loss of every step among it
+    assert progress == other
     assert arrays.keys() == others.keys()
+    assert len(arrays["losses"]) == len(progress["epochs"]) * 2 > 0  # 180 samples, batches of 128
     for name, values in arrays.items():
         assert_array_equal(values, others[name])
 
@@ -99,12 +100,111 @@ def test_a_run_folder_is_complete(tmp_path: Path) -> None:
     result = run("train", *SMALL, "--epochs", 2, "--patience", 1, "--out", out)
     assert "epoch 1 of 2: loss " in result.stderr
     names = "best-state.npz config.json confusion.png curves.png history.csv mistakes.png "
-    names += "model.keras result.json state.npz"
+    names += "model.keras result.json state.npz tensorboard"
     assert sorted(p.name for p in out.iterdir()) == names.split()
     found = json.loads((out / "result.json").read_text())
     assert found["split"] == "test"
-    assert 0 <= found["accuracy"] <= 1
+    assert 0 <= found["test_accuracy"] <= 1
+    assert found["input_seconds"] < found["seconds"]
     assert len((out / "history.csv").read_text().splitlines()) == found["epochs"] + 1
+
+
+def test_tensorboard_has_each_epoch_once_after_a_kill(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for step in ("rename state again", "rename result"):
+        run_killed(*JOB, "--resume", "--out", out, step=step, victim="group", folder=tmp_path)
+    (file,) = (out / "tensorboard").iterdir()
+    steps, losses = events(file, "loss")
+    assert steps == [1, 2, 3]
+    want = [epoch["loss"] for epoch in state_of(out)[0]["epochs"]]
+    assert losses == [np.float32(loss) for loss in want]
+
+
+def events(file: Path, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one figure in a file of TensorBoard's."""
+    import tensorflow as tf
+
+    steps, values = [], []
+    for record in tf.data.TFRecordDataset(str(file)):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            if value.tag == name:
+                steps.append(event.step)
+                values.append(float(tf.make_ndarray(value.tensor)))
+    return steps, values
+
+
+def test_the_members_of_an_ensemble_are_runs_of_their_own(tmp_path: Path) -> None:
+    small = ("train", *SMALL, "--epochs", 1, "--quiet", "--seed", 3)
+    run_killed(
+        *small, "--ensemble", 2, "--out", tmp_path / "two",
+        step="rename result", victim="group", folder=tmp_path,
+    )  # fmt: skip
+    run(*small, "--ensemble", 2, "--resume", "--out", tmp_path / "two")
+    alone = [o if o != 3 else 4 for o in small]
+    run(*alone, "--augment-seed", 3, "--out", tmp_path / "one")
+    assert_same_training(tmp_path / "two" / "member-1", tmp_path / "one")
+    *each, both = run("evaluate", tmp_path / "two", "--limit", 200).stdout.splitlines()
+    assert len(each) == 2
+    found = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert f"the 2 together: accuracy {found['test_accuracy']:.4f}, loss " in both
+    assert (tmp_path / "two" / "confusion.png").is_file()
+
+
+def test_bfloat16_keeps_float32_weights_and_repeats(tmp_path: Path) -> None:
+    import keras
+
+    job = (*JOB, "--mixed-precision")
+    run(*job, "--out", tmp_path / "whole")
+    out, step = tmp_path / "killed", "rename state again"
+    run_killed(*job, "--out", out, step=step, victim="group", folder=tmp_path)
+    run(*job, "--resume", "--out", out)
+    assert_same_training(tmp_path / "whole", out)
+    model = keras.models.load_model(out / "model.keras", compile=False)
+    layer = next(layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
+    assert (layer.compute_dtype, layer.variable_dtype) == ("bfloat16", "float32")
+
+
+REPLICAS = """
+import numpy as np, tensorflow as tf, keras
+from pathlib import Path
+from trainers.config import TrainConfig, resolved
+from trainers.fit import make_optimizer, make_step
+from trainers.models import ModelConfig, build
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+config = resolved(TrainConfig(None, ModelConfig("textbook", dropout=0, bias_decay=0.1), Path()))
+rng = np.random.default_rng(0)
+losses = []
+for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    with strategy.scope():
+        model = build(config.model, (8, 8, 1), 10)
+        step = make_step(config, model, make_optimizer(config, 5), 10)
+        for _ in range(5):
+            batch = rng.integers(0, 256, (31, 8, 8, 1), np.uint8), rng.integers(0, 10, 31)
+            loss, right = step(*map(tf.constant, batch))
+            losses.append(float(loss))
+assert len(set(losses[:5])) == 5
+np.testing.assert_allclose(losses[:5], losses[5:], rtol=1e-5)
+"""
+
+
+def test_two_replicas_learn_what_one_learns() -> None:
+    run_script(REPLICAS)
+
+
+def run_script(script: str, *arguments: object) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_validation_is_held_out_by_hash() -> None:
@@ -117,6 +217,19 @@ def test_validation_is_held_out_by_hash() -> None:
     ids = sorted(shown | kept)
     held_out = is_held_out(ids, 0.2, "validation")
     assert kept == {name for name, held in zip(ids, held_out, strict=True) if held}
+
+
+def test_no_copy_of_a_validation_sample_is_trained_on(tmp_path: Path) -> None:
+    run("augment", "--limit", 300, "--copies", 2, "--workers", 0, "--out", tmp_path / "shards")
+    config = DataConfig(AugmentConfig("unused", tmp_path), tmp_path / "shards", epoch="all-copies")
+    data = open_data(config, Report(quiet=True))
+    source, held = data.validation
+    shown = [data.train.source.ids[row] for row in data.train.order(0)]
+    held_ids = {source.ids[i] for i in held}
+    assert held_ids
+    assert held_ids.isdisjoint(shown)
+    assert set(shown) | held_ids == set(source.ids)
+    assert len(shown) == 3 * len(set(shown))
 
 
 class Recorder:
@@ -157,7 +270,7 @@ def test_evaluate_tells_what_runs_are_worth_alone_and_together(tmp_path: Path) -
     for seed in (0, 1):
         run(*JOB, "--seed", seed, "--out", tmp_path / str(seed))
     one, two, both = run("evaluate", tmp_path / "0", tmp_path / "1").stdout.splitlines()
-    accuracy = json.loads((tmp_path / "0" / "result.json").read_text())["accuracy"]
+    accuracy = json.loads((tmp_path / "0" / "result.json").read_text())["test_accuracy"]
     assert one.startswith(f"{tmp_path / '0'}: accuracy ")
     assert two.startswith(f"{tmp_path / '1'}: accuracy ")
     assert both.startswith("the 2 together: accuracy ")
@@ -205,6 +318,8 @@ def test_models_that_cannot_be_used_are_told_in_one_line(
         (("--online", "--offline", "shards"), "give one of them"),
         (("--val-fraction", 0.001), "samples to train on and 0 to validate with"),
         (("--engine", "tensorflow", "--policy", POLICY), "is no graph op"),
+        (("--epoch", "all-copies"), "online there is no end of copies; give --offline"),
+        (("--gpus", 9), "TensorFlow finds "),
     ],
 )
 def test_mistakes_are_told_in_one_line(
@@ -251,12 +366,44 @@ def test_test_images_of_another_size_are_told_before_training(tmp_path: Path) ->
     assert "the test images are 20x20 pixels, those to train on 16x16" in message
 
 
+def test_other_threads_are_refused_unless_that_is_wanted(tmp_path: Path) -> None:
+    job = ("train", "--limit", 200, "--epochs", 2, "--quiet", "--out", tmp_path / "run")
+    step = "rename state again"
+    run_killed(*job, "--threads", 2, step=step, victim="group", folder=tmp_path)
+    message = run(*job, "--threads", 1, "--resume", code=2).stderr
+    assert "would not end with the same weights (threads was 2, now 1)" in message
+    run(*job, "--threads", 1, "--resume", "--inexact")
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 2
+
+
+FOREIGN = """
+import sys
+import keras
+inputs = keras.Input((8, 8, 1), dtype="uint8")
+x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(x)).save(sys.argv[1])
+"""
+
+
+def test_models_made_elsewhere_are_evaluated_by_their_own_probabilities(tmp_path: Path) -> None:
+    import keras
+
+    path = tmp_path / "foreign.keras"
+    run_script(FOREIGN, path)
+    assert "give --dataset" in run("evaluate", path, code=2).stderr
+    found = run("evaluate", path, "--dataset", "digits").stdout
+    augment = AugmentConfig("digits", Path("unused"), split="test")
+    source = open_images(augment, "none", Report(quiet=True))
+    guesses = keras.models.load_model(path).predict(source.images(source.usable, 0), verbose=0)
+    of_truth = guesses[np.arange(len(guesses)), source.labels]
+    assert f"loss {-np.log(of_truth).mean():.4f} on 335 images" in found
+
+
 def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     job = ("train", *SMALL, "--epochs", 1, "--quiet", "--out", tmp_path / "run")
     run(*job)
     assert "holds this run; go on with --resume" in run(*job, code=2).stderr
-    for option, expected in ((("--seed", 1), "seed was 0, now 1"), (("--threads", 1), "threads")):
-        assert expected in run(*job, *option, "--resume", code=2).stderr
+    assert "seed was 0, now 1" in run(*job, "--seed", 1, "--resume", code=2).stderr
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
     result = run(*job[:-1], tmp_path / "other", code=2)

@@ -16,7 +16,7 @@ from pipeline.online import augmented, open_images
 from pipeline.plan import AugmentConfig
 from pipeline.policy import parse_policy, refuse_library_ops
 from pipeline.report import Report
-from pipeline.shard_images import ShardImages
+from pipeline.shard_images import AllCopies, ShardImages
 from pipeline.stream import Images, Stream
 
 
@@ -25,10 +25,13 @@ class DataConfig:
     """Where batches come from: a data set that is augmented online, or the shards in `offline`.
 
     augment: What a data set is augmented with; its seed is that of the augmentation.
+    epoch: `one-copy`: another copy of each sample in each epoch. `all-copies`, from shards: every
+      stored copy, the original too, in each.
     """
 
     augment: AugmentConfig
     offline: Path | None = None
+    epoch: str = "one-copy"
     engine: str = "opencv"
     cache: str = "memory"
     verify: bool = False
@@ -49,6 +52,8 @@ class Data:
     test: tuple[Images, np.ndarray] | None
     classes: tuple[str, ...]
     engine: str
+    policy: str
+    augment_seed: int
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,6 +62,16 @@ class Data:
     def batches(self, start: int, stop: int) -> Any:
         """Training batches start to stop - 1, as a `tf.data.Dataset`."""
         return augmented(self.train, start, stop, self.engine)
+
+    @property
+    def evaluated(self) -> str:
+        """The split that tells in the end what a model is worth."""
+        return "val" if self.test is None else "test"
+
+    def ordered_by(self, seed: int) -> Data:
+        """The same data, in another order."""
+        old = self.train
+        return replace(self, train=Stream(old.source, old.shown, old.batch_size, seed))
 
     def content(self) -> list[str]:
         """What images, labels and classes all parts are made from, as hashes."""
@@ -79,13 +94,25 @@ def open_data(config: DataConfig, report: Report) -> Data:
             f"--val-fraction {config.val_fraction:g}: leaves {len(shown)} samples to train on and "
             f"{len(kept)} to validate with; each needs some"
         )
+    images: Images = source
+    if config.epoch == "all-copies" and isinstance(source, ShardImages):
+        images = AllCopies(source)
+        shown = images.rows(shown)
     return Data(
-        train=Stream(source, shown, config.batch_size, config.order_seed),
-        validation=(source, kept),
-        test=None if test is None else (test, test.usable),
+        train=Stream(images, shown, config.batch_size, config.order_seed),
+        validation=(source, in_blocks(source, kept)),
+        test=None if test is None else (test, in_blocks(test, test.usable)),
         classes=source.classes,
         engine=config.engine,
+        policy=str(source.policy),
+        augment_seed=source.seed,
     )
+
+
+def in_blocks(source: Images, positions: np.ndarray) -> np.ndarray:
+    """The positions in an order that is the same online and from shards, and reads one shard after
+    another: sums over them are equal to the last bit."""
+    return positions[np.lexsort((source.keys[positions], source.blocks[positions]))]
 
 
 def open_online(config: DataConfig, report: Report) -> tuple[Images, Images | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,26 @@ from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from pipeline.stream import Images, Stream, import_tensorflow
 
-MODEL = "model.keras"
+CONFIG, MODEL = "config.json", "model.keras"
 BATCH = 256
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The options of `pipeline evaluate`. What is None is that of the first run.
+
+    tta: Augmented copies that are averaged with the original.
+    """
+
+    paths: tuple[Path, ...]
+    dataset: str | None = None
+    data_dir: Path | None = None
+    split: str = "test"
+    policy: str | None = None
+    tta: int = 0
+    image_size: tuple[int, int] | None = None
+    seed: int | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,8 +62,15 @@ def predictor(model: Any, shape: tuple[int, int, int]) -> Any:
     model, since making it takes longer than running it."""
     import tensorflow as tf
 
-    signature = [tf.TensorSpec((None, *shape), tf.uint8)]
-    return tf.function(lambda images: tf.nn.softmax(model(images)), input_signature=signature)
+    last = (getattr(model, "layers", None) or [model])[-1]
+    ends = type(last).__name__, getattr(getattr(last, "activation", None), "__name__", "")
+    is_done = "Softmax" in ends or "softmax" in ends  # others' models; ours end with logits
+
+    def predict(images: Any) -> Any:
+        out = tf.cast(model(images), tf.float32)
+        return out if is_done else tf.nn.softmax(out)
+
+    return tf.function(predict, input_signature=[tf.TensorSpec((None, *shape), tf.uint8)])
 
 
 def evaluate(
@@ -96,7 +122,7 @@ def load_model(path: Path) -> Any:
         ) from err
 
 
-def check_fits(path: Path, model: Any, source: Images) -> None:
+def check_fits(path: Path, model: Any, run: dict[str, Any], source: Images) -> None:
     """Raises: UserError if the model takes other images, or knows other classes, than there are."""
     takes, gives = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
     if not isinstance(takes, tuple) or not isinstance(gives, tuple) or len(gives) != 2:
@@ -111,24 +137,68 @@ def check_fits(path: Path, model: Any, source: Images) -> None:
             f"{path}: knows {n_classes} classes, the data set has {len(source.classes)}; name the "
             "data set that it was trained on"
         )
+    known = tuple(run.get("classes", source.classes))
+    if known != source.classes:
+        other = next(pair for pair in zip(known, source.classes, strict=True) if len({*pair}) > 1)
+        raise UserError(
+            f"{path}: knows other classes than the data set ({other[0]!r} where that has "
+            f"{other[1]!r}); name the data set that it was trained on"
+        )
 
 
-def evaluate_runs(
-    paths: Sequence[Path], config: AugmentConfig, n_copies: int, report: Report
-) -> str:
-    """A few lines about the models at these paths, each by itself and, if several, together."""
+def members(path: Path) -> list[Path]:
+    """The runs of an ensemble's folder, in their order; any other path is itself."""
+    found = sorted(path.glob("member-*"), key=lambda p: (len(p.name), p.name))
+    return found or [path]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What a run folder says of its training; nothing of a model's file.
+
+    Raises: UserError if it is damaged.
+    """
+    if not (path / CONFIG).is_file():
+        return {"run": {}, "origin": {}}
+    try:
+        config: dict[str, Any] = json.loads((path / CONFIG).read_text())
+        return {"run": dict(config["run"]), "origin": dict(config["origin"])}
+    except (ValueError, LookupError, TypeError) as err:
+        raise UserError(f"{path / CONFIG}: is damaged; name the model in it instead") from err
+
+
+def data_of(config: EvaluateConfig, first: dict[str, Any]) -> AugmentConfig:
+    """The data set that was asked for, or that of the first run, and with it policy and seed."""
+    run, origin = first["run"], first["origin"]
+    if config.dataset is None and not origin:
+        raise UserError(f"{config.paths[0]}: does not say what it was trained on; give --dataset")
+    size = config.image_size or origin.get("image_size")
+    return AugmentConfig(
+        dataset=config.dataset or origin["dataset"],
+        data_dir=config.data_dir or Path(origin.get("data_dir", ".")),
+        split=config.split,
+        policy=config.policy or run.get("policy"),
+        image_size=tuple(size) if size else None,
+        seed=run.get("augment_seed", 0) if config.seed is None else config.seed,
+        limit=config.limit,
+    )
+
+
+def evaluate_runs(config: EvaluateConfig, report: Report) -> str:
+    """A few lines about the models at the paths, each by itself and, if several, together."""
     import_tensorflow()
+    paths = [member for path in config.paths for member in members(path)]
     models = [load_model(path) for path in paths]
-    source = open_images(config, "memory", report)
-    for path, model in zip(paths, models, strict=True):
-        check_fits(path, model, source)
+    known = [read_config(path) for path in paths]
+    source = open_images(data_of(config, known[0]), "memory", report)
+    for path, model, config_of in zip(paths, models, known, strict=True):
+        check_fits(path, model, config_of["run"], source)
     predictors = [predictor(model, source.shape) for model in models]
     groups = [(str(path), [one]) for path, one in zip(paths, predictors, strict=True)]
     if len(predictors) > 1:
         groups.append((f"the {len(predictors)} together", predictors))
     lines = []
     for name, group in groups:
-        found = evaluate(group, source, source.usable, n_copies)
+        found = evaluate(group, source, source.usable, config.tta)
         worst = min(found.per_class, key=lambda c: found.per_class[c])
         lines.append(
             f"{name}: accuracy {found.accuracy:.4f}, loss {found.loss:.4f} on "

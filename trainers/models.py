@@ -41,6 +41,7 @@ class Recipe:
     weight_decay: float
     batch_norm: bool
     label_smoothing: float
+    averaged: float  # share of all steps over which weights are averaged
 
 
 def activation(x: Tensor, config: ModelConfig) -> Tensor:
@@ -59,20 +60,20 @@ def penalties(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def convolution(x: Tensor, filters: int, config: ModelConfig, strides: int = 1) -> Tensor:
-    """3x3 convolution, then batch normalization where wanted; no activation."""
+def convolution(x: Tensor, filters: int, config: ModelConfig, size: int = 3) -> Tensor:
     from keras import layers
 
-    x = layers.Conv2D(
-        filters,
-        3,
-        strides,
-        padding="same",
-        use_bias=not config.batch_norm,
-        kernel_initializer="he_normal",
-        **penalties(config),
-    )(x)
-    return layers.BatchNormalization()(x) if config.batch_norm else x
+    options = {"use_bias": not config.batch_norm, "kernel_initializer": "he_normal"}
+    return layers.Conv2D(filters, size, padding="same", **options, **penalties(config))(x)
+
+
+def normalized(x: Tensor, config: ModelConfig) -> Tensor:
+    """Batch normalization where wanted, then the activation."""
+    from keras import layers
+
+    # The default, 0.99, would still remember the first epochs of a small data set at the end.
+    x = layers.BatchNormalization(momentum=0.9)(x) if config.batch_norm else x
+    return activation(x, config)
 
 
 def textbook(x: Tensor, config: ModelConfig) -> Tensor:
@@ -85,39 +86,42 @@ def textbook(x: Tensor, config: ModelConfig) -> Tensor:
     rate = config.dropout or 0.0
     for filters in (32, 64):
         for _ in range(2):
-            x = activation(convolution(x, filters, config), config)
+            x = normalized(convolution(x, filters, config), config)
         x = layers.Dropout(rate / 2)(layers.MaxPooling2D()(x))
     x = layers.Dense(512, **penalties(config))(layers.Flatten()(x))
     return layers.Dropout(rate)(activation(x, config))
 
 
 def residual(x: Tensor, config: ModelConfig) -> Tensor:
-    """A stem and three stages of 32, 64 and 128 filters, each a convolution and a residual pair,
-    each but the first at half the size of the one before.
+    """A stem and three stages, each a convolution, a pooling and a residual convolution.
 
-    Source: He et al., "Deep residual learning for image recognition", CVPR 2016, at the depth and
-    width of D. Page, "How to train your ResNet", 2018.
+    Pooling comes before normalization and activation: on a CPU these take as long as convolutions,
+    and so they see a quarter of the pixels.
+    Source: He et al., "Deep residual learning for image recognition", CVPR 2016; depth, widths and
+    order of K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024.
     """
     from keras import layers
 
-    x = activation(convolution(x, 32, config), config)
-    for stage, filters in enumerate((32, 64, 128)):
-        if stage:
-            x = activation(convolution(x, filters, config, strides=2), config)
-        inside = activation(convolution(x, filters, config), config)
-        x = layers.Add()([x, activation(convolution(inside, filters, config), config)])
-    x = layers.GlobalAveragePooling2D()(x)
+    x = activation(convolution(x, 24, config, size=2), config)
+    for filters in (64, 256, 256):
+        x = normalized(layers.MaxPooling2D()(convolution(x, filters, config)), config)
+        x = layers.Add()([x, normalized(convolution(x, filters, config), config)])
+    x = layers.GlobalMaxPooling2D()(x)
     return layers.Dropout(config.dropout or 0.0)(x)
 
 
 MODELS = {
-    "cnn": Recipe(residual, 8, "sgd", 0.1, 40, 0.0, 5e-4, True, 0.1),
-    "textbook": Recipe(textbook, 4, "adam", 1e-3, 40, 0.5, 0.0, False, 0.0),
+    "cnn": Recipe(residual, 8, "sgd", 0.2, 12, 0.0, 2.5e-4, True, 0.1, 0.01),
+    "textbook": Recipe(textbook, 4, "adam", 1e-3, 40, 0.5, 0.0, False, 0.0, 0.0),
 }
 
 
-def build(config: ModelConfig, shape: tuple[int, int, int], n_classes: int) -> Any:
+def build(
+    config: ModelConfig, shape: tuple[int, int, int], n_classes: int, precision: str = "float32"
+) -> Any:
     """A Keras model from (B, H, W, C) uint8 images to (B, n_classes) float32 logits.
+
+    precision: Keras' name of the types of weights and arithmetic, such as "mixed_bfloat16".
 
     Raises: UserError if the images are too small for it.
     """
@@ -129,6 +133,7 @@ def build(config: ModelConfig, shape: tuple[int, int, int], n_classes: int) -> A
             f"--model {config.name}: needs images of at least {recipe.smallest} pixels a side, got "
             f"{shape[1]}x{shape[0]}; give a larger --image-size"
         )
+    keras.config.set_dtype_policy(precision)
     inputs = keras.Input(shape, dtype="uint8")
     x = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
     x = recipe.build(x, config)

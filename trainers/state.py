@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,28 @@ def variables_of(model: Any, optimizer: Any) -> list[Any]:
     return [*model.variables, *optimizer.variables]
 
 
-def save_state(path: Path, model: Any, optimizer: Any, progress: dict[str, Any]) -> None:
-    """Writes everything, whole or not at all. progress: JSON of the epochs that are done."""
+@dataclass
+class History:
+    """The epochs that are done: figures of each, and float32 losses of all their steps."""
+
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    losses: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+
+
+def save_state(path: Path, model: Any, optimizer: Any, history: History) -> None:
+    """Writes everything, whole or not at all."""
     arrays = {
         f"{i:05d}": np.asarray(variable)
         for i, variable in enumerate(variables_of(model, optimizer))
     }
+    arrays |= {"epochs": np.array(json.dumps(history.epochs)), "losses": history.losses}
     file = io.BytesIO()
-    np.savez(file, **arrays, progress=np.array(json.dumps(progress)))  # type: ignore[arg-type]
+    np.savez(file, **arrays)  # type: ignore[arg-type]
     write_atomically(path, file.getvalue())
 
 
-def restore_state(path: Path, model: Any, optimizer: Any) -> dict[str, Any]:
-    """The progress that was saved; every variable has its saved value again.
+def restore_state(path: Path, model: Any, optimizer: Any) -> History:
+    """The history that was saved; every variable has its saved value again.
 
     Raises: Damaged if the file is not that of such a training.
     """
@@ -42,14 +52,13 @@ def restore_state(path: Path, model: Any, optimizer: Any) -> dict[str, Any]:
     variables = variables_of(model, optimizer)
     try:
         with np.load(path, allow_pickle=False) as saved:
-            if len(saved.files) != len(variables) + 1:
-                raise ValueError(f"{len(saved.files) - 1} variables, expected {len(variables)}")
+            if len(saved.files) != len(variables) + 2:
+                raise ValueError(f"{len(saved.files) - 2} variables, expected {len(variables)}")
             for i, variable in enumerate(variables):
                 variable.assign(saved[f"{i:05d}"])
-            progress: dict[str, Any] = json.loads(str(saved["progress"]))
+            return History(json.loads(str(saved["epochs"])), saved["losses"])
     except Exception as err:  # NumPy and zipfile raise nearly every type there is
         reason = (str(err).splitlines() or [type(err).__name__])[0]
         raise Damaged(
             f"{path}: cannot be resumed from: {reason}; remove the folder and train anew"
         ) from err
-    return progress
