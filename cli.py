@@ -121,7 +121,11 @@ def augment(
         bool, typer.Option(help="Write the other splits too, originals only.")
     ] = True,
     out: Annotated[
-        Path | None, typer.Option(help="Output folder.", show_default="augmented/NAME")
+        Path | None,
+        typer.Option(
+            help="Output folder; of --online: a contact sheet.",
+            show_default="augmented/NAME, augmented/NAME-online.png",
+        ),
     ] = None,
     policy: Policy = None,
     copies: Annotated[int, typer.Option(help="Augmented copies of each sample.")] = 4,
@@ -172,7 +176,7 @@ def augment(
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Write augmented copies of a data set to shards, or only make them (--online)."""
+    """Write augmented copies of a data set to shards, or make them and keep none (--online)."""
     from pipeline.plan import AugmentConfig
     from pipeline.report import Report, summary_lines
 

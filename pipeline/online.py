@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
@@ -19,6 +20,7 @@ from datasets.catalog import open_source
 from datasets.errors import SourceError, UserError
 from datasets.fingerprint import fingerprint, scan
 from datasets.source import check_listing, sample_keys
+from pipeline import preview
 from pipeline.library_ops import LibraryStage, try_out
 from pipeline.opencv_kernel import augment_batch, margin, prepare
 from pipeline.pixels import Pixels, load_pixels
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 BATCH = 256
+N_SHOWN, N_EPOCHS_SHOWN = 8, 6  # in the contact sheet: samples, and epochs of each
 
 
 class OnlineImages:
@@ -168,7 +171,8 @@ def augmented(stream: Stream, start: int, stop: int, engine: str) -> tf.data.Dat
 
 
 def stream_through(config: AugmentConfig, engine: str, report: Report) -> str:
-    """Makes every image of `--copies` epochs and keeps none; says how many a second that were."""
+    """Makes every image of `--copies` epochs and keeps none but a few for a contact sheet; says how
+    many a second that were."""
     source = open_images(config, "memory", report)
     stream = Stream(source, source.usable, BATCH, order_seed=config.seed)
     n_epochs = max(1, config.copies)
@@ -180,7 +184,24 @@ def stream_through(config: AugmentConfig, engine: str, report: Report) -> str:
             if n_batches == 0:  # making the graph is no work of the stream's
                 started, total = time.monotonic(), total - len(images)
     seconds = max(1e-9, time.monotonic() - started)
+    name = Path(config.dataset).expanduser().resolve().name
+    out = config.out or Path("augmented") / f"{name}-online.png"
     return (
         f"{n_epochs} epochs of {stream.n_samples:,} images: {total / seconds:,.0f} images/s with "
-        f"--engine {engine}, {duration(seconds)}; nothing was written"
+        f"--engine {engine}, {duration(seconds)}\n{preview.draw(shown(source, engine), out)}"
+    )
+
+
+def shown(source: OnlineImages, engine: str) -> preview.Sheet:
+    """The first samples of a stream in its first epochs, beside the originals."""
+    few = source.usable[np.argsort(source.keys[source.usable])][:N_SHOWN]
+    stream = Stream(source, few, len(few), order_seed=None)
+    epochs = [images.numpy() for images, _ in augmented(stream, 0, N_EPOCHS_SHOWN, engine)]
+    columns = [source.images(few, 0), *epochs]
+    captions = ["original", *(f"epoch {epoch}" for epoch in range(N_EPOCHS_SHOWN))]
+    return preview.Sheet(
+        title=f"{engine}: {source.policy}",
+        names=[source.classes[label] for label in source.labels[few]],
+        copies=list(range(len(columns))),
+        rows=[list(map(preview.Tile, row, captions)) for row in zip(*columns, strict=True)],
     )

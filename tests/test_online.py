@@ -17,7 +17,7 @@ from datasets.errors import NotCommitted, PolicyError, UserError
 from datasets.formats import FORMATS
 from datasets.manifest import read_manifest
 from datasets.source import sample_keys
-from pipeline.online import augmented, open_images
+from pipeline.online import augmented, open_images, shown
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from pipeline.stream import Stream, import_tensorflow
@@ -248,12 +248,23 @@ def test_the_lines_of_the_readme_give_ten_epochs() -> None:
 
 
 @pytest.mark.parametrize("engine", ["opencv", "tensorflow"])
-def test_the_command_tells_the_rate_and_writes_nothing(tmp_path: Path, engine: str) -> None:
+def test_the_command_tells_the_rate_and_writes_a_sheet_alone(tmp_path: Path, engine: str) -> None:
     result = run(
         *("augment", "--online", "--engine", engine, "--limit", 100, "--copies", 3),
-        *("--out", tmp_path / "out"),
+        *("--out", tmp_path / "sheet.png"),
     )
     assert "3 epochs of 100 images: " in result.stdout
     assert f"images/s with --engine {engine}" in result.stdout
     assert result.stderr == ""
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_the_sheet_shows_what_the_epochs_show() -> None:
+    config = AugmentConfig("digits", Path("unused"), policy="shift()|rotate()", limit=50)
+    source = open_images(config, "memory", Report(quiet=True))
+    sheet = shown(source, "opencv")
+    ids = [source.classes[source.labels[i]] for i in np.argsort(source.keys)[:8]]
+    assert sheet.names == ids
+    first = np.argsort(source.keys)[:1]
+    for copy, tile in enumerate(sheet.rows[0]):
+        assert_array_equal(tile.image, source.images(first, copy)[0])
