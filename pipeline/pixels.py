@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.errors import ImageError
+from datasets.errors import EnvironmentFailed, ImageError
 from datasets.fingerprint import read_each
 from datasets.source import Samples, Source
+from pipeline.report import size
 from pipeline.shard import decode_one
 
 CHUNK = 64  # samples that a thread decodes at a time
@@ -71,8 +73,28 @@ class Pixels:
 
 
 def cache_bytes() -> int:
-    """How much decoded images may take in memory: a quarter of what the machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    """How much decoded images of a split may take in memory: a quarter of what this process has,
+    which may be less than the machine (a container's limit)."""
+    from distributed.system import memory_limit
+
+    return int(memory_limit()) // 4
+
+
+def on_disk(shape: tuple[int, ...]) -> np.ndarray:
+    """Bytes in a file without a name in the temporary folder, all of whose space is taken.
+
+    Raises: EnvironmentFailed if there is not as much.
+    """
+    n_bytes = max(1, math.prod(shape))
+    with tempfile.TemporaryFile() as file:  # the map keeps it, and it goes with the map
+        try:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        except OSError as err:
+            raise EnvironmentFailed(
+                f"--cache disk: {size(n_bytes)} in {tempfile.gettempdir()}: {err.strerror}; set "
+                "TMPDIR to a larger disk, or give --cache none"
+            ) from err
+        return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
 def load_pixels(
@@ -93,9 +115,7 @@ def load_pixels(
     """
     n, image_bytes = len(samples), int(np.prod(shape))
     if cache == "disk":
-        with tempfile.TemporaryFile() as file:  # the map keeps it, and it goes with the map
-            file.truncate(max(1, n * image_bytes))
-            stored: np.ndarray = np.memmap(file, np.uint8, "r+", shape=(n, *shape))
+        stored = on_disk((n, *shape))
     else:
         n_stored = min(n, cache_bytes() // image_bytes) if cache == "memory" else 0
         stored = np.empty((n_stored, *shape), np.uint8)

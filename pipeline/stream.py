@@ -112,6 +112,7 @@ def import_tensorflow(n_threads: int | None = None) -> Any:
     n_threads: Of its ops, for the whole process; sums in other numbers of threads round elsewhere.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever a user's own keras.json says
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -102,6 +106,61 @@ def test_graph_ops_give_nearly_the_same_pixels(
     # Random pixels are the worst case: each step of a matrix in float32 meets the steepest slopes.
     assert apart.max() <= 2
     assert (apart > 0).mean() < 1e-3
+
+
+REAL = {  # data set: the variable that says where it lies, what is written of it
+    "fashion_mnist": ("PIPELINE_DATA", ("--limit", 1000)),
+    "cifar10": ("PIPELINE_DATA", ("--limit", 1000)),
+    "photos": ("PIPELINE_PHOTOS", ("--limit", 40, "--image-size", 224, "--encoding", "png")),
+}
+
+
+@pytest.mark.parametrize("policy", [*EVERY_OP, ALL, f"{ALL}|albumentations.GaussNoise(p=0.6)"])
+@pytest.mark.parametrize("name", REAL)
+def test_real_images_are_the_same_online_and_offline(
+    tmp_path: Path, name: str, policy: str
+) -> None:
+    place, options = REAL[name]
+    if place not in os.environ:
+        pytest.skip(f"{place} names no folder")
+    dataset, data_dir = (os.environ[place], "") if name == "photos" else (name, os.environ[place])
+    where = ("--dataset", dataset, "--data-dir", data_dir or tmp_path)
+    job = ("augment", *where, *options, "--no-eval-splits", "--policy", policy, "--workers", 0)
+    run(*job, "--out", tmp_path / "out")
+    size = (224, 224) if name == "photos" else None
+    config = AugmentConfig(
+        dataset, Path(data_dir), limit=options[1], policy=policy, image_size=size
+    )
+    source = open_images(config, "memory", QUIET)
+    stream, rows = (
+        Stream(source, source.usable, 50, order_seed=3),
+        rows_of(tmp_path / "out", "train"),
+    )
+    ours = images_of(stream, "opencv", 4)
+    assert len(ours) == 4 * len(source.ids)
+    for (position, copy), image in ours.items():
+        assert_array_equal(image, rows[source.ids[position], copy])
+    if "albumentations" not in policy:
+        theirs = images_of(stream, "tensorflow", 4)
+        apart = np.stack([cv2.absdiff(ours[k], theirs[k]) for k in ours])
+        print(f"{name} {policy}: {(apart == 0).mean():.4%} equal, at most {apart.max()} apart")
+        assert (apart == 0).mean() >= 0.9999
+        assert apart.max() <= 2
+
+
+def test_a_cache_that_the_disk_cannot_hold_is_told_before_it_is_filled(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 20)
+    script = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
+    script += "; import cli; cli.main()"
+    command = ("train", "--dataset", photos, "--image-size", 40, "--cache", "disk")
+    arguments = [*map(str, command), "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 5
+    assert "--cache disk: " in done.stderr
+    assert "give --cache none" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("copy", [0, 1, 65_535])

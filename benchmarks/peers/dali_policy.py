@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from nvidia.dali import fn, math, pipeline_def, types
+from nvidia.dali import fn, pipeline_def, types
 
 THREADS = 2
 
