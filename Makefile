@@ -25,7 +25,8 @@ bench: $(VENV)/dev $(PEERS)/installed
 	$(RUN)python benchmarks/startup.py
 	$(RUN)python benchmarks/offline.py photos
 	$(RUN)python benchmarks/offline.py cifar10 $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA))
-	$(RUN)python benchmarks/online.py $(PIPELINE_DATA)
+	$(RUN)python benchmarks/online.py $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA)) $(if $(PIPELINE_PHOTOS),--photos $(PIPELINE_PHOTOS))
+	$(RUN)python benchmarks/online_memory.py $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA))
 	$(RUN)python benchmarks/memory.py $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA))
 
 clean:

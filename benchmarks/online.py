@@ -1,15 +1,15 @@
-"""The online path against others that augment the same images in memory, in images a second.
+"""The online path against others that augment the same images, in images a second.
 
-    python benchmarks/online.py [DATA_DIR]
+    python benchmarks/online.py [--data-dir DIR] [--photos FOLDER]
 
 Two cores; each ratio is our rate over a peer's, from the same run. The bare kernel is the same
-calls from the same number of threads, without `tf.data`; shards are read from memory, raw, where
-DATA_DIR holds CIFAR-10.
+calls from the same number of threads, without `tf.data`. Shards are read from memory, raw, where
+DIR holds CIFAR-10. Photos are read from their files, decoded, resized and augmented in every epoch.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,17 +18,23 @@ import numpy as np
 from measure import PEERS_PYTHON, PIPELINE, ROOT, scratch_folder, seconds
 
 from datasets.source import Samples
-from pipeline.online import OnlineImages, augmented
+from pipeline.online import OnlineImages, augmented, open_images
 from pipeline.pixels import Pixels
+from pipeline.plan import AugmentConfig
 from pipeline.policy import parse_policy
+from pipeline.report import Report
 from pipeline.shard_images import ShardImages
 from pipeline.stream import Stream, as_dataset, calls_in_flight
 
 BATCH = 256
 ROUNDS = 3
-PEER = str(ROOT / "benchmarks" / "peers" / "online_layers.py")
+PEERS = ROOT / "benchmarks" / "peers"
 SIZES = {32: 20_000, 224: 600}  # pixels a side: images
-PEERS = ("keras", "generator")
+CLAIMS = {
+    32: {"keras": 5, "generator": 25, "dali": 4},
+    224: {"keras": 10, "generator": 20, "dali": 5},
+}
+BARE, SHARDS, DISK = 0.85, 1.5, 2.5
 
 
 def random_stream(side: int, n: int) -> Stream:
@@ -75,21 +81,55 @@ def from_shards(folder: Path, data_dir: Path) -> float:
     )
 
 
+def from_disk(photos: Path) -> float:
+    report = Report(quiet=True)
+    config = AugmentConfig(
+        str(photos), Path(), policy="standard", split="train", image_size=(224, 224)
+    )
+    images = open_images(config, "none", report)
+    stream = Stream(images, images.usable, 32, order_seed=0)
+    steps = stream.steps_per_epoch
+    return best_rate(
+        lambda i: iter(augmented(stream, i * steps, (i + 1) * steps, "opencv")), stream.n_samples
+    )
+
+
+def tell(name: str, rate: float, ratio: float, claim: float) -> None:
+    holds = "holds" if ratio >= claim else "MISSED"
+    print(f"  {name:28} {rate:10,.0f}  {ratio:6.2f}x   at least {claim:g}x: {holds}", flush=True)
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--photos", type=Path)
+    arguments = parser.parse_args()
+    rates = {}
     for side, n in SIZES.items():
         stream = random_stream(side, n)
-        ours, bare = by_tf_data(stream, "opencv"), by_bare_kernel(stream)
-        print(
-            f"{side} px: online {ours:,.0f} images/s, bare kernel {bare:,.0f}: {ours / bare:.2f}x"
-        )
+        bare, ours = by_bare_kernel(stream), by_tf_data(stream, "opencv")
+        rates[side] = ours
         graph = by_tf_data(stream, "tensorflow")
-        print(f"  --engine tensorflow {graph:,.0f} images/s")
-        for name in PEERS:
-            rate = float(seconds([PEERS_PYTHON, PEER, name, str(side), str(n)])[1])
-            print(f"  {name} {rate:,.0f} images/s: {ours / rate:.1f}x", flush=True)
-    if len(sys.argv) > 1:
+        print(f"{side} px: online {ours:,.0f} images/s; graph ops {graph:,.0f}")
+        tell("of the bare kernel", bare, ours / bare, BARE)
+        for name, claim in CLAIMS[side].items():
+            script = "dali_policy.py memory" if name == "dali" else f"online_layers.py {name}"
+            command = [PEERS_PYTHON, *f"{PEERS / script} {side} {n}".split()]
+            rate = float(seconds(command)[1])
+            tell(name, rate, ours / rate, claim)
+    if arguments.data_dir:
         with scratch_folder() as folder:
-            print(f"32 px from raw shards {from_shards(folder, Path(sys.argv[1])):,.0f} images/s")
+            rate = from_shards(folder, arguments.data_dir)
+        print(f"32 px from raw shards: {rate:,.0f} images/s")
+        tell("online", rates[32], rate / rates[32], SHARDS)
+    if arguments.photos:
+        ours = from_disk(arguments.photos)
+        print(f"photos from their files to 224 px: {ours:,.0f} images/s")
+        script = str(PEERS / "dali_policy.py")
+        rate = float(
+            seconds([PEERS_PYTHON, script, "disk", str(arguments.photos), "224", "320"])[1]
+        )
+        tell("dali", rate, ours / rate, DISK)
 
 
 if __name__ == "__main__":

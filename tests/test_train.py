@@ -303,6 +303,16 @@ def test_models_that_cannot_be_used_are_told_in_one_line(
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_data_set_with_other_classes_is_refused(tmp_path: Path) -> None:
+    ours = write_photos(tmp_path / "ours", 40)
+    theirs = write_photos(tmp_path / "theirs", 40, ("cat", "cow"))
+    job = ("train", "--dataset", ours, "--image-size", 16, "--epochs", 1, "--quiet")
+    run(*job, "--out", tmp_path / "run")
+    assert " images; worst class " in run("evaluate", tmp_path / "run").stdout
+    message = run("evaluate", tmp_path / "run", "--dataset", theirs, code=2).stderr
+    assert "knows other classes than the data set ('dog' where that has 'cow')" in message
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -9,6 +9,7 @@ from typing import Any
 from datasets.errors import UserError
 
 Tensor = Any
+WIDTHS = (64, 256, 256)  # of the stages of `residual`
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def residual(x: Tensor, config: ModelConfig) -> Tensor:
     from keras import layers
 
     x = activation(convolution(x, 24, config, size=2), config)
-    for filters in (64, 256, 256):
+    for filters in WIDTHS:
         x = normalized(layers.MaxPooling2D()(convolution(x, filters, config)), config)
         x = layers.Add()([x, normalized(convolution(x, filters, config), config)])
     x = layers.GlobalMaxPooling2D()(x)
