@@ -71,17 +71,23 @@ class OnlineImages:
         self.blocks = block_of(self.keys, seed, n_blocks)
         self.n_total, self.n_copies = len(self.ids), MAX_COPY
         # Small images are kept with the border that the warp wants: it is a fifth of the work.
-        is_small = margin(*pixels.shape[:2]) > 0 and len(pixels.stored) == len(pixels)
-        self.prepared = prepare(pixels.stored, policy.fill) if is_small else None
+        is_kept = len(pixels.stored) == len(pixels)
+        self.prepared = prepare(pixels.stored, policy.fill) if is_kept else None
         self.thread = threading.local()  # a library op's generators are inside it: one a thread
 
     def images(self, positions: np.ndarray, copy: int) -> np.ndarray:
         """(B, H, W, C) uint8: that copy of the samples at these positions."""
-        found = self.pixels[positions]
         if copy == 0:
-            return found
-        keys, prepared = self.keys[positions], self.prepared
-        ready = prepare(found, self.policy.fill) if prepared is None else prepared[positions]
+            return self.pixels[positions]
+        found: list[np.ndarray] | np.ndarray
+        if self.prepared is not None:
+            found, ready = self.pixels[positions], self.prepared[positions]
+        elif margin(*self.shape[:2]):
+            found = self.pixels[positions]
+            ready = prepare(found, self.policy.fill)
+        else:
+            found, ready = self.pixels.each(positions), None
+        keys = self.keys[positions]
         return augment_batch(self.policy, found, ready, keys, copy, self.seed, self.library())[0]
 
     def library(self) -> LibraryStage | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ BORDERS = {
     "wrap": cv2.BORDER_WRAP,
 }
 MAX_PADDED_SIDE = 64  # pixels
+CACHED_BYTES = 2**18  # of images that go through all ops together
 FLAGS = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 
 
@@ -32,51 +33,66 @@ def margin(height: int, width: int) -> int:
     return side // 4 if side <= MAX_PADDED_SIDE else 0
 
 
-def prepare(images: np.ndarray, fill: Fill) -> np.ndarray:
-    """(B, H, W, C) uint8, C 1 or 3 -> what `warp` wants: (B, H + 2m, W + 2m, 4), or without the
-    last axis where C is 1, with m = `margin(H, W)` pixels of border on each side.
+def prepare(images: np.ndarray, fill: Fill) -> np.ndarray | None:
+    """(B, H, W, C) uint8, C 1 or 3 -> what `warp` wants of small images: (B, H + 2m, W + 2m, 4), or
+    without the last axis where C is 1, with m = `margin(H, W)` pixels of border on each side.
+    None for images without a margin, which are made ready one by one.
 
     OpenCV warps four channels in 2.9 ns a pixel and three in 7.3, to the same values.
     """
     n, height, width, channels = images.shape
+    m = margin(height, width)
+    if not m:
+        return None
     shape: tuple[int, ...] = (n, height, width)
     if channels == 3:
         images = cv2.cvtColor(images.reshape(n * height, width, 3), cv2.COLOR_RGB2RGBA)
         shape = (*shape, 4)
-    images = images.reshape(shape)
-    m = margin(height, width)
-    if not m:
-        return images
     border, value = BORDERS[fill.mode], (float(fill.value),) * 4
     out = np.empty((n, height + 2 * m, width + 2 * m, *shape[3:]), np.uint8)
-    for image, result in zip(images, out, strict=True):
+    for image, result in zip(images.reshape(shape), out, strict=True):
         cv2.copyMakeBorder(image, m, m, m, m, border, result, value)
     return out
 
 
-def warp(prepared: np.ndarray, inverse: np.ndarray, fill: Fill, out: np.ndarray) -> None:
-    """Images from `prepare` through (B, 3, 3) output-to-input matrices into `out`, (B, H, W, 3) or
-    (B, H, W, 1): bilinear, rounded, borders as the fill says."""
+def warp(
+    images: Sequence[np.ndarray] | np.ndarray,
+    prepared: np.ndarray | None,
+    inverse: np.ndarray,
+    fill: Fill,
+    out: np.ndarray,
+) -> None:
+    """Images, with `prepare` of them, through (B, 3, 3) output-to-input matrices into `out`,
+    (B, H, W, 3) or (B, H, W, 1): bilinear, rounded, borders as the fill says."""
     n, height, width, channels = out.shape
-    m = margin(height, width)
     border, value = BORDERS[fill.mode], (float(fill.value),) * 4
-    images = prepared[:, m : m + height, m : m + width] if m else prepared
+    size = (width, height)  # cv2 wants (width, height), NumPy (height, width)
+    warp_affine, convert = cv2.warpAffine, cv2.cvtColor
+    if prepared is None:
+        wide, warped = np.empty((2, height, width, 4), np.uint8)
+        for image, matrix, result in zip(images, inverse[:, :2], out, strict=True):
+            if channels == 1:
+                warp_affine(image, matrix, size, result, FLAGS, border, value)
+                continue
+            convert(image, cv2.COLOR_RGB2RGBA, wide)
+            warp_affine(wide, matrix, size, warped, FLAGS, border, value)
+            convert(warped, cv2.COLOR_RGBA2RGB, result)
+        return
+    m = margin(height, width)
+    inner = prepared[:, m : m + height, m : m + width]
     is_near = reach(inverse, height, width) < m  # all that is read lies within the margin
     matrices = inverse[:, :2] + is_near[:, None, None] * np.array([[0, 0, m], [0, 0, m]])
-    warped = (
+    goal = (
         out.reshape(n, height, width)
         if channels == 1
         else np.empty((n, height, width, 4), np.uint8)
     )
-    size = (width, height)  # cv2 wants (width, height), NumPy (height, width)
-    warp_affine = cv2.warpAffine
     for image, whole, near, matrix, result in zip(
-        images, prepared, is_near.tolist(), matrices, warped, strict=True
+        inner, prepared, is_near.tolist(), matrices, goal, strict=True
     ):
         warp_affine(whole if near else image, matrix, size, result, FLAGS, border, value)
     if channels == 3:
-        flat = warped.reshape(-1, width, 4)
-        cv2.cvtColor(flat, cv2.COLOR_RGBA2RGB, out.reshape(-1, width, 3))
+        convert(goal.reshape(-1, width, 4), cv2.COLOR_RGBA2RGB, out.reshape(-1, width, 3))
 
 
 def reach(inverse: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -107,8 +123,8 @@ KERNELS: dict[type[Op], Callable[..., None]] = {
 
 def augment_batch(
     policy: Policy,
-    images: np.ndarray,
-    prepared: np.ndarray,
+    images: Sequence[np.ndarray] | np.ndarray,
+    prepared: np.ndarray | None,
     keys: np.ndarray,
     copy: int,
     seed: int,
@@ -118,7 +134,7 @@ def augment_batch(
     """The policy on one batch: what both the offline and the online path call.
 
     Args:
-      images: (B, H, W, C) uint8, C 1 or 3.
+      images: (B, H, W, C) uint8, C 1 or 3, or a sequence of B images.
       prepared: `prepare` of them with the policy's fill, made once for all copies.
       keys: (B,) uint64, from `sample_keys`.
       copy: 0 (returned as it is) or 1..65,535.
@@ -126,20 +142,24 @@ def augment_batch(
       out: Memory of the images' shape that may be used for the result.
     Returns: images of the same shape, (B,) float32 for each parameter, and the library ops' JSON.
     """
-    n, height, width, channels = images.shape
+    n, (height, width, channels) = len(images), images[0].shape
     params = policy.params(seed, keys, copy, height, width)
     if copy == 0:
-        return images, params, ["[]"] * n if library else None
+        return np.asarray(images), params, ["[]"] * n if library else None
     inverse = matrices(policy, params, height, width)
     if out is None:
-        out = np.empty_like(images)
-    if inverse is None:
-        out[:] = images
-    else:
-        warp(prepared, inverse, policy.fill, out)
-    for op, columns in zip(policy.ops, policy.columns, strict=True):
-        if isinstance(op, Brightness):
-            brighten(out, tuple(params[name] for name in columns))
+        out = np.empty((n, height, width, channels), np.uint8)
+    # A large image goes all the way before the next one, while it is in the processor's cache.
+    step = n if prepared is not None else max(1, CACHED_BYTES // (height * width * channels))
+    for part in (slice(i, i + step) for i in range(0, n, step)):
+        if inverse is None:
+            out[part] = images[part]
+        else:
+            ready = None if prepared is None else prepared[part]
+            warp(images[part], ready, inverse[part], policy.fill, out[part])
+        for op, columns in zip(policy.ops, policy.columns, strict=True):
+            if isinstance(op, Brightness):
+                brighten(out[part], tuple(params[name][part] for name in columns))
     if library is None:
         return out, params, None
     grey = channels == 1

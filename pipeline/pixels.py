@@ -38,19 +38,20 @@ class Pixels:
         return len(self.samples)
 
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
-        n = len(self.stored)
-        if n == len(self):
+        if len(self.stored) == len(self):
             return np.asarray(self.stored[positions])
-        out = np.empty((len(positions), *self.shape), np.uint8)
-        cached = positions < n
-        out[cached] = self.stored[positions[cached]]
-        for row, image in zip(
-            np.flatnonzero(~cached), self.decode(positions[~cached]), strict=True
-        ):
+        return np.stack(self.each(positions))
+
+    def each(self, positions: np.ndarray) -> list[np.ndarray]:
+        """The images one by one; stored ones are not copied."""
+        n = len(self.stored)
+        decoded, found = self.decode(positions[positions >= n]), []
+        for i in positions.tolist():
+            image = self.stored[i] if i < n else next(decoded)
             if isinstance(image, ImageError):  # it decoded when training began
                 raise image
-            out[row] = image
-        return out
+            found.append(image)
+        return found
 
     def decode(self, positions: np.ndarray) -> Iterator[np.ndarray | ImageError]:
         """Each image read from the source, or why it cannot be used."""

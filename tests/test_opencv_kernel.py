@@ -44,7 +44,7 @@ def apply(text: str, image: np.ndarray, **params: float) -> np.ndarray:
     columns = {name: np.array([params.get(name, 0)], np.float32) for name in policy.param_names}
     inverse = matrices(policy, columns, *image.shape[:2])
     out = np.empty_like(image[None])
-    warp(prepare(image[None], policy.fill), inverse, policy.fill, out)
+    warp(image[None], prepare(image[None], policy.fill), inverse, policy.fill, out)
     return out[0]
 
 

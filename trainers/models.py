@@ -112,7 +112,7 @@ def residual(x: Tensor, config: ModelConfig) -> Tensor:
 
 
 MODELS = {
-    "cnn": Recipe(residual, 8, "sgd", 0.2, 12, 0.0, 2.5e-4, True, 0.1, 0.01),
+    "cnn": Recipe(residual, 8, "sgd", 0.2, 15, 0.0, 5e-4, True, 0.1, 0.01),
     "textbook": Recipe(textbook, 4, "adam", 1e-3, 40, 0.5, 0.0, False, 0.0, 0.0),
 }
 
