@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, get_context, resource_tracker
 from typing import TYPE_CHECKING, TypeVar
 
 from datasets.errors import EnvironmentFailed
@@ -71,6 +72,13 @@ def run(
 
 def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
     """A client of the running cluster, or of a local one that ends with the stack."""
+    if scheduler is None:
+        # Ctrl-C at a terminal reaches every process, but this one ends the others: what is started
+        # by a thread that blocks it never sees it. (The tracker would unblock it, if made here.)
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGINT})
+        start_fork_server()
     import dask
     from distributed import Client, LocalCluster
 
@@ -79,8 +87,7 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
         dask.config.set(
             {
                 "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
-                # Spawned, never forked: OpenCV hangs in a fork and a child keeps its locks.
-                "distributed.worker.multiprocessing-method": "spawn",
+                "distributed.worker.multiprocessing-method": "forkserver",
                 "distributed.logging.distributed": "critical",
                 "distributed.worker.profile.enabled": False,
             }
@@ -90,11 +97,6 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
         scratch = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="pipeline-", ignore_cleanup_errors=True)
         )
-        # Ctrl-C at a terminal reaches every process, but this one ends the others: what is started
-        # by a thread that blocks it never sees it. (The tracker would unblock it, if made here.)
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGINT})
         cluster = stack.enter_context(
             LocalCluster(
                 n_workers=n_workers,
@@ -127,6 +129,21 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
             f"`dask worker {scheduler}`"
         ) from err
     return client
+
+
+def start_fork_server() -> None:
+    """Starts what local workers are forked from: a process that has imported Dask, while this one
+    does, and nothing else. Never this process: OpenCV hangs in a fork, which keeps all locks."""
+    get_context("forkserver").set_forkserver_preload(["distributed.nanny", "distributed.worker"])
+    before = os.environ.get("OPENBLAS_NUM_THREADS")
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # or NumPy would start a thread in it
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["OPENBLAS_NUM_THREADS"]
+        else:
+            os.environ["OPENBLAS_NUM_THREADS"] = before
 
 
 def submit(client: Client, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
