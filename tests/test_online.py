@@ -94,6 +94,19 @@ def test_photos_are_the_same_through_png_whatever_the_cache(tmp_path: Path, cach
         assert_array_equal(image, rows[ids[position], copy])
 
 
+def test_images_beyond_the_cache_are_decoded_whenever_they_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, options = write_photos(tmp_path / "photos", 20), {"image_size": (70, 90), "policy": ALL}
+    whole = stream_of(str(photos), **options)
+    monkeypatch.setattr("pipeline.pixels.cache_bytes", lambda: 7 * 70 * 90 * 3)
+    part = stream_of(str(photos), **options)
+    assert len(part.source.pixels.stored) == 7 < len(part.source.pixels)
+    for copy in (0, 1):
+        shown = whole.source.usable[::-1]
+        assert_array_equal(part.source.images(shown, copy), whole.source.images(shown, copy))
+
+
 @pytest.mark.parametrize("policy", [*EVERY_OP, ALL])
 @pytest.mark.parametrize("size", [(24, 24), (90, 70)])
 def test_graph_ops_give_nearly_the_same_pixels(
