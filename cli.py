@@ -49,7 +49,7 @@ class Model(StrEnum):
     textbook = "textbook"
 
 
-class Epoch(StrEnum):
+class PerEpoch(StrEnum):
     one_copy = "one-copy"
     all_copies = "all-copies"
 
@@ -109,8 +109,23 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
+# Options of augment that are about files, or about other processes.
+ONLY_OFFLINE = "eval_splits original format encoding quality compression workers scheduler"
+ONLY_OFFLINE += " overwrite dry_run"
+
+
+def refuse_given(context: typer.Context, why: str, names: str) -> None:
+    """Raises: UserError if one of these was given."""
+    for name in names.split():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{why}: writes no shards; leave out {option}")
+
+
 @app.command()
 def augment(
+    context: typer.Context,
     online: Annotated[
         bool, typer.Option("--online/--offline", help="Stream without writing, or write shards.")
     ] = False,
@@ -205,6 +220,7 @@ def augment(
     )
     report = Report(quiet=quiet, log_format=log_format.value)
     if online:
+        refuse_given(context, "--online", ONLY_OFFLINE)
         from pipeline.online import stream_through
 
         print(stream_through(config, engine.value, report))
@@ -236,9 +252,9 @@ def train(
     engine: Annotated[
         Engine, typer.Option(help="OpenCV's kernel, or TensorFlow's graph ops.")
     ] = Engine.opencv,
-    epoch: Annotated[
-        Epoch, typer.Option(help="From shards: another copy in each epoch, or all in each.")
-    ] = Epoch.one_copy,
+    per_epoch: Annotated[
+        PerEpoch, typer.Option(help="From shards: another copy in each epoch, or all in each.")
+    ] = PerEpoch.one_copy,
     image_size: ImageSize = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the network's own.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
@@ -324,8 +340,10 @@ def train(
         )
     if offline and engine != Engine.opencv:
         raise UserError(f"--offline {offline}: shards are read as they are; leave out --engine")
-    if epoch != Epoch.one_copy and not offline:
-        raise UserError(f"--epoch {epoch}: online there is no end of copies; give --offline")
+    if per_epoch != PerEpoch.one_copy and not offline:
+        raise UserError(f"--per-epoch {per_epoch}: online copies never end; give --offline")
+    if verify and not offline:
+        raise UserError("--verify: checks shards; give --offline, or leave it out")
     from pipeline.plan import AugmentConfig
     from pipeline.report import Report
     from trainers.config import TrainConfig, run_folder
@@ -346,7 +364,7 @@ def train(
     data = DataConfig(
         augment=augment,
         offline=offline,
-        epoch=epoch.value,
+        per_epoch=per_epoch.value,
         engine=engine.value,
         cache=cache.value,
         verify=verify,
@@ -411,6 +429,7 @@ def evaluate(
 
     config = EvaluateConfig(
         paths=tuple(runs),
+        default_data_dir=DATA_DIR,
         dataset=dataset,
         data_dir=data_dir,
         split=split,

@@ -44,11 +44,15 @@ UNFINISHED = re.compile(r"\.(?P<out>.+)\.(partial|replaced)-(?P<job>[0-9a-f]{16}
 def write_atomically(path: Path, data: bytes) -> None:
     """The whole file or none of it: to a dotted name beside it, flushed to disk, renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(path: Path) -> None:

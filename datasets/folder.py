@@ -15,7 +15,8 @@ from datasets.images import SUFFIXES
 from datasets.shard_files import find_shards
 from datasets.source import Listing, Samples, is_held_out, read_file
 
-SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 TEST_FRACTION = 0.2
 # What people keep images in and cannot be decoded: samples too, so that each of them is named.
 OTHER_SUFFIXES = (
@@ -62,7 +63,7 @@ class Folder:
         top = self._subfolders(self.root)
         named = [n for n in top if n.lower() in SPLITS and self._subfolders(self.root / n)]
         if named:
-            found = {name.lower(): self._classes(self.root / name) for name in named}
+            found = {SPLITS[name.lower()]: self._classes(self.root / name) for name in named}
             if len(found) < len(named):
                 raise SourceError(
                     f"{self.root}: two of its folders {', '.join(named)} are one split; join them"

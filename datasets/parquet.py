@@ -196,8 +196,11 @@ def read_images(column: pa.Array, schema: Schema) -> np.ndarray | list[bytes]:
     return pixels.reshape(len(column), *(schema.shape or ()))
 
 
-def read_columns(path: Path, names: list[str] | None) -> pa.Table:
-    """The named columns of a shard, or with None all but the images."""
+def read_columns(
+    path: Path, names: list[str] | None, span: tuple[int, int] | None = None
+) -> pa.Table:
+    """The named columns of a shard, or with None all but the images; the span is for TFRecord,
+    where columns do not lie apart."""
     try:
         names = names or [name for name in pq.read_schema(path).names if name != "image"]
         return pq.read_table(path, columns=names, partitioning=None)

@@ -282,12 +282,15 @@ def to_rows(batch: list[Stored], schema: Schema) -> Rows:
     )
 
 
-def read_columns(path: Path, names: list[str] | None) -> pa.Table:
-    """The named columns of a shard, or with None all but the images."""
+def read_columns(
+    path: Path, names: list[str] | None, span: tuple[int, int] | None = None
+) -> pa.Table:
+    """The named columns of a shard, or with None all but the images; with a span, of the rows that
+    lie in those bytes."""
     schema = read_schema(path)
     names = names or [*FIXED[1:], *schema.params, *([LIBRARY] if schema.library else [])]
     columns: dict[str, list[Any]] = {name: [] for name in names}
-    for record in records(path):
+    for record in records(path, span):
         for name, values in columns.items():
             value = record.one(name)
             values.append(value.decode() if isinstance(value, bytes) else value)

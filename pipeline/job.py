@@ -63,11 +63,18 @@ def read_policy(text: str) -> Policy:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """`seed was 0, now 1; policy was ...`, in one line."""
-    changed = [k for k in new if canonical_json(old.get(k)) != canonical_json(new[k])]
-    return "; ".join(
-        "the source's content differs" if k == "source" else f"{k} was {old.get(k)}, now {new[k]}"
-        for k in changed
-    )
+    parts = []
+    for name, now in new.items():
+        before = old.get(name)
+        if canonical_json(before) == canonical_json(now):
+            continue
+        if name == "source":
+            parts.append("the source's content differs")
+        elif isinstance(before, dict) and isinstance(now, dict):
+            parts.append(f"{name}: {differences(before, now)}")
+        else:
+            parts.append(f"{name} was {before}, now {now}")
+    return "; ".join(parts)
 
 
 def versions() -> dict[str, str]:

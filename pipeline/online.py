@@ -25,7 +25,7 @@ from pipeline.library_ops import LibraryStage, try_out
 from pipeline.opencv_kernel import augment_batch, margin, prepare
 from pipeline.pixels import Pixels, load_pixels
 from pipeline.plan import AugmentConfig, choose_samples, refuse_too_many_bad
-from pipeline.policy import Policy, resolve_policy
+from pipeline.policy import Policy, refuse_library_ops, resolve_policy
 from pipeline.report import Report, duration
 from pipeline.rng import MAX_COPY
 from pipeline.stream import (
@@ -70,9 +70,9 @@ class OnlineImages:
         self.content = content
         self.blocks = block_of(self.keys, seed, n_blocks)
         self.n_total, self.n_copies = len(self.ids), MAX_COPY
-        # Small images are kept with the border that the warp wants: it is a fifth of the work.
-        is_kept = len(pixels.stored) == len(pixels)
-        self.prepared = prepare(pixels.stored, policy.fill) if is_kept else None
+        self.is_in_memory = len(pixels.stored) == len(pixels)
+        self.prepared: np.ndarray | None = None
+        self.once = threading.Lock()
         self.thread = threading.local()  # a library op's generators are inside it: one a thread
 
     def images(self, positions: np.ndarray, copy: int) -> np.ndarray:
@@ -80,15 +80,23 @@ class OnlineImages:
         if copy == 0:
             return self.pixels[positions]
         found: list[np.ndarray] | np.ndarray
-        if self.prepared is not None:
-            found, ready = self.pixels[positions], self.prepared[positions]
-        elif margin(*self.shape[:2]):
-            found = self.pixels[positions]
-            ready = prepare(found, self.policy.fill)
+        if margin(*self.shape[:2]):
+            found, ready = self.pixels[positions], self.with_border(positions)
+            ready = prepare(found, self.policy.fill) if ready is None else ready
         else:
             found, ready = self.pixels.each(positions), None
         keys = self.keys[positions]
         return augment_batch(self.policy, found, ready, keys, copy, self.seed, self.library())[0]
+
+    def with_border(self, positions: np.ndarray) -> np.ndarray | None:
+        """Small images with the border that the warp wants, which is a fifth of the work: kept from
+        the first time on, if there is the memory for it."""
+        if not self.pixels.is_spacious:
+            return None
+        with self.once:
+            if self.prepared is None:
+                self.prepared = prepare(self.pixels.stored, self.policy.fill)
+        return None if self.prepared is None else self.prepared[positions]
 
     def library(self) -> LibraryStage | None:
         if self.policy.library and not hasattr(self.thread, "stage"):
@@ -153,12 +161,13 @@ def augmented(stream: Stream, start: int, stop: int, engine: str) -> tf.data.Dat
     source = stream.source
     if engine == "opencv" or not isinstance(source, OnlineImages):
         return as_dataset(stream, start, stop)
+    refuse_library_ops(source.policy)
     tf = import_tensorflow()
     from pipeline.tensorflow_kernel import augment_batch
 
     def fetch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.int64]:
         copy, positions = stream.chosen(int(step))
-        images, labels = source.images(positions, 0), source.labels[positions]
+        images, labels = stream.shown_as(positions, 0)
         return images, labels, source.keys[positions], np.int64(copy)
 
     def fetched(step: Tensor) -> tuple[Tensor, ...]:
@@ -179,16 +188,18 @@ def augmented(stream: Stream, start: int, stop: int, engine: str) -> tf.data.Dat
 def stream_through(config: AugmentConfig, engine: str, report: Report) -> str:
     """Makes every image of `--copies` epochs and keeps none but a few for a contact sheet; says how
     many a second that were."""
+    if engine == "tensorflow":
+        refuse_library_ops(resolve_policy(config.policy, config.dataset))
     source = open_images(config, "memory", report)
     stream = Stream(source, source.usable, BATCH, order_seed=config.seed)
     n_epochs = max(1, config.copies)
     dataset = augmented(stream, 0, n_epochs * stream.steps_per_epoch, engine)
-    total, started = n_epochs * stream.n_samples, 0.0
+    for _ in dataset.take(1):
+        pass  # making the graph is no work of the stream's
+    total, started = n_epochs * stream.n_samples, time.monotonic()
     with report.progress(total, "augmenting") as progress:
-        for n_batches, (images, _) in enumerate(dataset):
+        for images, _ in dataset:
             progress.advance(len(images))
-            if n_batches == 0:  # making the graph is no work of the stream's
-                started, total = time.monotonic(), total - len(images)
     seconds = max(1e-9, time.monotonic() - started)
     name = Path(config.dataset).expanduser().resolve().name
     out = config.out or Path("augmented") / f"{name}-online.png"

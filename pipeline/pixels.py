@@ -26,6 +26,7 @@ class Pixels:
 
     stored: (n, H, W, C), the first images as far as the cache reaches; the others are decoded
       whenever they are asked for.
+    is_spacious: Whether all images are in memory, and there is room for four times as much.
     """
 
     source: Source
@@ -33,12 +34,13 @@ class Pixels:
     image_size: tuple[int, int] | None
     shape: tuple[int, int, int]
     stored: np.ndarray
+    is_spacious: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
-        if len(self.stored) == len(self):
+        if len(self.stored) == len(self) or not len(positions):
             return np.asarray(self.stored[positions])
         return np.stack(self.each(positions))
 
@@ -49,7 +51,7 @@ class Pixels:
         for i in positions.tolist():
             image = self.stored[i] if i < n else next(decoded)
             if isinstance(image, ImageError):  # it decoded when training began
-                raise image
+                raise ImageError(f"{self.samples.ids[i]}: {image}")
             found.append(image)
         return found
 
@@ -120,7 +122,8 @@ def load_pixels(
     else:
         n_stored = min(n, cache_bytes() // image_bytes) if cache == "memory" else 0
         stored = np.empty((n_stored, *shape), np.uint8)
-    pixels = Pixels(source, samples, image_size, shape, stored)
+    spacious = len(stored) == n and cache == "memory" and 4 * stored.nbytes <= cache_bytes()
+    pixels = Pixels(source, samples, image_size, shape, stored, spacious)
     bad: dict[int, str] = {}
 
     def fill(start: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -49,6 +51,7 @@ class ShardImages:
         self.classes, self.shape = tuple(manifest.classes), self.job.shape
         self.content = manifest.job_sha256
         self.policy, self.seed = self.job.policy, self.job.seed
+        self.is_in_memory = self.job.encoding == "raw"
         self.copies = self.job.copies(split)
         self.n_copies, self.n_blocks = max(self.copies), len(self.records)
         tables = [self.first_copy(record) for record in self.records]
@@ -67,7 +70,9 @@ class ShardImages:
 
     def first_copy(self, record: Record) -> tuple[list[str], np.ndarray]:
         """Sample ids and labels of a shard's samples, in the order of the rows of each copy."""
-        table = self.reader.read_columns(self.folder / record.name, ["sample_id", "label"])
+        span = record.copy_ranges.get(str(self.copies[0]))
+        columns = ["sample_id", "label"]
+        table = self.reader.read_columns(self.folder / record.name, columns, span)
         n = record.rows // len(self.copies)  # copy after copy, each with the same samples
         labels = table["label"].to_numpy()[:n].astype(np.int64)
         return table["sample_id"].slice(0, n).to_pylist(), labels
@@ -90,15 +95,20 @@ class ShardImages:
     def _read(self, shard: int, copy: int) -> np.ndarray:
         """(n, H, W, C) uint8: one copy of all samples of a shard."""
         record = self.records[shard]
-        n = record.rows // len(self.copies)
-        out, filled = np.empty((n, *self.shape), np.uint8), 0
-        span = record.copy_ranges.get(str(copy))
-        for found in self.reader.read_copy(self.folder / record.name, copy, span):
-            if isinstance(found, list):
-                found = np.stack([images.decode(data, self.shape[2]) for data in found])
-            out[filled : filled + len(found)] = found
-            filled += len(found)
-        return out
+        path, n = self.folder / record.name, record.rows // len(self.copies)
+        span, parts = record.copy_ranges.get(str(copy)), []
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for found in self.reader.read_copy(path, copy, span):
+                if isinstance(found, list):
+                    decoded = pool.map(lambda data: images.decode(data, self.shape[2]), found)
+                    found = np.stack(list(decoded))
+                parts.append(found)
+        if sum(map(len, parts)) != n:
+            raise Damaged(
+                f"{path}: has {sum(map(len, parts))} rows of copy {copy}, expected {n}; it changed "
+                "while it was read: start again"
+            )
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class AllCopies:
@@ -114,6 +124,7 @@ class AllCopies:
         k = len(source.copies)
         self.classes, self.shape, self.content = source.classes, source.shape, source.content
         self.policy, self.seed, self.n_copies = source.policy, source.seed, 1
+        self.is_in_memory = source.is_in_memory
         self.ids, self.labels = source.ids * k, np.tile(source.labels, k)
         self.keys = np.concatenate([mix(source.keys, copy, "copy") for copy in source.copies])
         first = np.repeat(np.arange(k, dtype=np.uint64) * np.uint64(source.n_blocks), self.n)

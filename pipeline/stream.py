@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from datasets.blocks import blocks_per_group, epoch_order
-from datasets.errors import ImageError, UserError
+from datasets.errors import EnvironmentFailed, ImageError, SourceError, UserError
 from pipeline.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Images(Protocol):
     shape: (height, width, channels) of every image. content: A hash of all that they are made from.
     blocks: (n,) block numbers below n_blocks. n_total: Samples of the split, unusable ones too.
     usable: (m,) positions of the samples that can be shown. n_copies: Copies that there are.
-    policy, seed: What the copies are made with.
+    policy, seed: What the copies are made with. is_in_memory: Whether nothing is decoded any more.
     """
 
     ids: Any
@@ -46,6 +46,7 @@ class Images(Protocol):
     n_copies: int
     policy: Any
     seed: int
+    is_in_memory: bool
 
     def images(self, positions: np.ndarray, copy: int) -> np.ndarray:
         """(B, H, W, C) uint8: that copy of the samples at these positions; safe from threads."""
@@ -74,7 +75,7 @@ class Stream:
         self.n_samples = len(shown)
         self.steps_per_epoch = -(-len(shown) // batch_size)
         self.copy = copy
-        self.failure: Exception | None = None  # TensorFlow would wrap it beyond recognition
+        self.failure: UserError | None = None  # TensorFlow would wrap it beyond recognition
         keep_freed_memory()
         per_group = blocks_per_group(source.n_total, source.n_blocks, int(np.prod(source.shape)))
 
@@ -98,18 +99,31 @@ class Stream:
         """(B, H, W, C) uint8 images and (B,) int64 labels; the last batch of an epoch holds what is
         left."""
         copy, positions = self.chosen(step)
+        return self.shown_as(positions, copy)
+
+    def shown_as(self, positions: np.ndarray, copy: int) -> tuple[np.ndarray, np.ndarray]:
+        """That copy of the samples at these positions, and their labels.
+
+        Raises: UserError if an image can no longer be had.
+        """
         try:
             return self.source.images(positions, copy), self.source.labels[positions]
-        except (UserError, ImageError) as err:
+        except ImageError as err:
+            self.failure = SourceError(f"an image can no longer be used: {err}")
+        except UserError as err:
             self.failure = err
-            raise
+        except OSError as err:
+            self.failure = EnvironmentFailed(f"an image can no longer be read: {err}")
+        raise self.failure
 
 
-def import_tensorflow(n_threads: int | None = None) -> Any:
+def import_tensorflow(n_threads: int | None = None, n_gpus: int = 1) -> Any:
     """The library, without the lines that it writes to standard error when it is loaded, before any
     setting of its own could silence them.
 
     n_threads: Of its ops, for the whole process; sums in other numbers of threads round elsewhere.
+    n_gpus: The others are left alone: TensorFlow takes all memory of those that it sees.
+    Raises: UserError if there are fewer, unless one is asked for: then the processor will do.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever a user's own keras.json says
@@ -122,11 +136,15 @@ def import_tensorflow(n_threads: int | None = None) -> Any:
         if n_threads is not None:
             tf.config.threading.set_intra_op_parallelism_threads(n_threads)
             tf.config.threading.set_inter_op_parallelism_threads(n_threads)
+        found = tf.config.list_physical_devices("GPU")
+        tf.config.set_visible_devices(found[:n_gpus], "GPU")
         tf.constant(0)  # what is written when the first device is made
     finally:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+    if n_gpus > max(1, len(found)):
+        raise UserError(f"--gpus {n_gpus}: TensorFlow finds {len(found)} here; ask for fewer")
     return tf
 
 
@@ -147,7 +165,9 @@ def as_dataset(stream: Stream, start: int, stop: int) -> tf.data.Dataset:
 
 
 def calls_in_flight(stream: Stream) -> int:
-    return 1 if max(stream.source.shape[:2]) <= SMALL_SIDE else len(os.sched_getaffinity(0))
+    source = stream.source
+    is_short = max(source.shape[:2]) <= SMALL_SIDE and source.is_in_memory
+    return 1 if is_short else len(os.sched_getaffinity(0))
 
 
 def with_shapes(stream: Stream, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -70,12 +70,19 @@ def test_the_same_job_again_does_nothing(output: Path) -> None:
     assert stats(output) == before
 
 
+@pytest.mark.parametrize("option", [("--dry-run",), ("--workers", 1), ("--format", "tfrecord")])
+def test_options_of_files_are_refused_online(tmp_path: Path, option: tuple[object, ...]) -> None:
+    command = ("augment", "--online", *option, "--out", tmp_path / "sheet.png")
+    assert f"--online: writes no shards; leave out {option[0]}" in run(*command, code=2).stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         (("--seed", 7), "seed was 0, now 7"),
         (("--policy", "light"), r"policy was shift.*brightness.*, now shift\(x=0.05, y=0.05\)"),
-        (("--copies", 3), "splits was .*'copies': 2.*, now .*'copies': 3"),
+        (("--copies", 3), "splits: train: copies was 2, now 3"),
         (
             ("--encoding", "png", "--compression", "zstd"),
             "compression was none, now zstd; encoding was raw, now png",

@@ -106,6 +106,15 @@ def test_originals_come_as_they_are_and_are_missed_where_there_are_none(tmp_path
         ShardImages(out, "train").images(np.arange(3), 0)
 
 
+def test_shards_that_change_under_a_training_are_noticed(tmp_path: Path) -> None:
+    source = ShardImages(output(tmp_path), "train")
+    few = output(tmp_path / "few", "--copies", 1)
+    for shard in few.glob("train-*"):
+        (tmp_path / "out" / shard.name).write_bytes(shard.read_bytes())
+    with pytest.raises(Damaged, match=r"has 0 rows of copy 3, expected .* it changed while it was"):
+        source.images(source.usable, 3)
+
+
 def test_what_is_not_whole_is_refused(tmp_path: Path) -> None:
     out = output(tmp_path)
     with pytest.raises(UserError, match="has no split 'val', only"):

@@ -99,7 +99,7 @@ def test_a_run_folder_is_complete(tmp_path: Path) -> None:
     out = tmp_path / "run"
     result = run("train", *SMALL, "--epochs", 2, "--patience", 1, "--out", out)
     assert "epoch 1 of 2: loss " in result.stderr
-    names = "best-state.npz config.json confusion.png curves.png history.csv mistakes.png "
+    names = "best-0002.npz config.json confusion.png curves.png history.csv mistakes.png "
     names += "model.keras result.json state.npz tensorboard"
     assert sorted(p.name for p in out.iterdir()) == names.split()
     found = json.loads((out / "result.json").read_text())
@@ -149,12 +149,16 @@ def test_the_members_of_an_ensemble_are_runs_of_their_own(tmp_path: Path) -> Non
     found = json.loads((tmp_path / "two" / "result.json").read_text())
     assert f"the 2 together: accuracy {found['test_accuracy']:.4f}, loss " in both
     assert (tmp_path / "two" / "confusion.png").is_file()
+    message = run(*small, "--ensemble", 3, "--resume", "--out", tmp_path / "two", code=2).stderr
+    assert "is an ensemble of another size" in message
+    message = run(*small, "--resume", "--out", tmp_path / "two", code=2).stderr
+    assert "is no run of `pipeline train`" in message
 
 
 def test_bfloat16_keeps_float32_weights_and_repeats(tmp_path: Path) -> None:
     import keras
 
-    job = (*JOB, "--mixed-precision")
+    job = (*JOB, "--mixed-precision", "--activity-l1", 1e-6)
     run(*job, "--out", tmp_path / "whole")
     out, step = tmp_path / "killed", "rename state again"
     run_killed(*job, "--out", out, step=step, victim="group", folder=tmp_path)
@@ -166,6 +170,7 @@ def test_bfloat16_keeps_float32_weights_and_repeats(tmp_path: Path) -> None:
 
 
 REPLICAS = """
+import sys
 import numpy as np, tensorflow as tf, keras
 from pathlib import Path
 from trainers.config import TrainConfig, resolved
@@ -174,26 +179,31 @@ from trainers.models import ModelConfig, build
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-config = resolved(TrainConfig(None, ModelConfig("textbook", dropout=0, bias_decay=0.1), Path()))
-rng = np.random.default_rng(0)
-losses = []
+model = ModelConfig(sys.argv[1], dropout=0, bias_decay=0.1)
+config = resolved(TrainConfig(None, model, Path(), lr=1e-3))
+losses, guesses = [], []
 for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     with strategy.scope():
         model = build(config.model, (8, 8, 1), 10)
-        step = make_step(config, model, make_optimizer(config, 5), 10)
+        optimizer = make_optimizer(config, 5)
+        step = make_step(config, model, optimizer, 10)
         for _ in range(5):
-            batch = rng.integers(0, 256, (31, 8, 8, 1), np.uint8), rng.integers(0, 10, 31)
+            batch = rng.integers(0, 256, (30, 8, 8, 1), np.uint8), rng.integers(0, 10, 30)
             loss, right = step(*map(tf.constant, batch))
             losses.append(float(loss))
+        optimizer.finalize_variable_values(model.trainable_variables)
+        guesses.append(model(tf.constant(batch[0])).numpy())  # by moving statistics
 assert len(set(losses[:5])) == 5
-np.testing.assert_allclose(losses[:5], losses[5:], rtol=1e-5)
+np.testing.assert_allclose(losses[:5], losses[5:], rtol=1e-3)
+np.testing.assert_allclose(*guesses, rtol=1e-2, atol=1e-2)
 """
 
 
-def test_two_replicas_learn_what_one_learns() -> None:
-    run_script(REPLICAS)
+@pytest.mark.parametrize("model", ["cnn", "textbook"])
+def test_two_replicas_learn_what_one_learns(model: str) -> None:
+    run_script(REPLICAS, model)
 
 
 def run_script(script: str, *arguments: object) -> None:
@@ -221,7 +231,9 @@ def test_validation_is_held_out_by_hash() -> None:
 
 def test_no_copy_of_a_validation_sample_is_trained_on(tmp_path: Path) -> None:
     run("augment", "--limit", 300, "--copies", 2, "--workers", 0, "--out", tmp_path / "shards")
-    config = DataConfig(AugmentConfig("unused", tmp_path), tmp_path / "shards", epoch="all-copies")
+    config = DataConfig(
+        AugmentConfig("unused", tmp_path), tmp_path / "shards", per_epoch="all-copies"
+    )
     data = open_data(config, Report(quiet=True))
     source, held = data.validation
     shown = [data.train.source.ids[row] for row in data.train.order(0)]
@@ -230,6 +242,32 @@ def test_no_copy_of_a_validation_sample_is_trained_on(tmp_path: Path) -> None:
     assert held_ids.isdisjoint(shown)
     assert set(shown) | held_ids == set(source.ids)
     assert len(shown) == 3 * len(set(shown))
+
+
+def test_copies_without_an_original_lie_on_one_side(tmp_path: Path) -> None:
+    job = ("augment", "--limit", 300, "--copies", 3, "--no-original", "--workers", 0, "--quiet")
+    run(*job, "--out", tmp_path / "shards")
+    augment = AugmentConfig(str(tmp_path / "shards"), tmp_path, policy="none")
+    data = open_data(DataConfig(augment), Report(quiet=True))
+    source, held = data.validation
+    sides = [{source.ids[i].split("@")[0] for i in part} for part in (held, data.train.shown)]
+    assert all(sides)
+    assert sides[0].isdisjoint(sides[1])
+    assert len(held) == 3 * len(sides[0])
+
+
+def test_no_mistakes_and_nothing_to_test_are_no_mistakes_of_ours(tmp_path: Path) -> None:
+    for i in range(24):  # two colours, told apart by anything; no path of them is held out
+        path = tmp_path / "photos" / "train" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((16, 16, 3), 255 * (i % 2), np.uint8))
+    (tmp_path / "photos" / "test" / "a").mkdir(parents=True)
+    where = ("--dataset", tmp_path / "photos", "--val-fraction", 0.4, "--policy", "none", "--quiet")
+    job = ("train", *where, "--model", "textbook", "--epochs", 30, "--dropout", 0, "--patience", 9)
+    run(*job, "--cache", "none", "--out", tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (found["split"], found["val_accuracy"]) == ("val", 1.0)
+    assert (tmp_path / "run" / "mistakes.png").is_file()
 
 
 class Recorder:
@@ -282,7 +320,7 @@ def test_evaluate_tells_what_runs_are_worth_alone_and_together(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "options", "expected"),
     [
-        (None, (), "no such model; expected a run folder"),
+        (None, (), "no such model; expected a finished run"),
         (b"PK no model", (), "cannot be loaded as a Keras model"),
         ("model", ("--dataset", "photos", "--image-size", 20), "takes images of (8, 8, 1)"),
     ],
@@ -328,8 +366,10 @@ def test_a_data_set_with_other_classes_is_refused(tmp_path: Path) -> None:
         (("--online", "--offline", "shards"), "give one of them"),
         (("--val-fraction", 0.001), "samples to train on and 0 to validate with"),
         (("--engine", "tensorflow", "--policy", POLICY), "is no graph op"),
-        (("--epoch", "all-copies"), "online there is no end of copies; give --offline"),
+        (("--per-epoch", "all-copies"), "online copies never end; give --offline"),
+        (("--verify",), "checks shards; give --offline"),
         (("--gpus", 9), "TensorFlow finds "),
+        (("--gpus", 2, "--activity-l1", 0.1), "--activity-l1: with one GPU only"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
@@ -356,7 +396,7 @@ def test_images_that_changed_are_another_run(tmp_path: Path) -> None:
     run_killed(*job, "--out", out, step="rename result", victim="group", folder=tmp_path)
     first, second = sorted((photos / "cat").iterdir())[:2]
     first.write_bytes(second.read_bytes())
-    assert "data was" in run(*job, "--out", out, "--resume", code=2).stderr
+    assert "the source's content differs" in run(*job, "--out", out, "--resume", code=2).stderr
 
 
 def test_a_run_does_not_lie_in_its_data_set(tmp_path: Path) -> None:
@@ -381,9 +421,12 @@ def test_other_threads_are_refused_unless_that_is_wanted(tmp_path: Path) -> None
     step = "rename state again"
     run_killed(*job, "--threads", 2, step=step, victim="group", folder=tmp_path)
     message = run(*job, "--threads", 1, "--resume", code=2).stderr
-    assert "would not end with the same weights (threads was 2, now 1)" in message
+    assert "would not end with the same weights (threads was 2, now 1; " in message
     run(*job, "--threads", 1, "--resume", "--inexact")
     assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 2
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["run"]["threads"] == 1
+    assert [run["threads"] for run in config["earlier"]] == [2]
 
 
 FOREIGN = """

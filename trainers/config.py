@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from datasets.catalog import CATALOG
 from datasets.errors import UserError
 from pipeline.job import probe, versions
 from pipeline.plan import refuse_nesting
 from trainers.data import Data, DataConfig
 from trainers.models import MODELS, ModelConfig
+
+LIBRARIES = ("augmentation-pipeline", "keras", "tensorflow")
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class TrainConfig:
     seed: Of the initial weights, dropout and the order; the augmentation has its own, in `data`.
     patience: Epochs without a better validation loss after which training ends, with the best
       weights.
-    gpus: So many train together, each on its part of every batch. 0: whatever TensorFlow finds.
+    gpus: So many train together, each on its part of every batch; with 1 and none, the processor.
     inexact: A run may go on where the arithmetic is another: threads, libraries, the processor.
     """
 
@@ -35,13 +39,14 @@ class TrainConfig:
     seed: int = 0
     threads: int = 1
     mixed_precision: bool = False
-    gpus: int = 0
+    gpus: int = 1
     resume: bool = False
     inexact: bool = False
     save_h5: bool = False
 
 
-ARITHMETIC = ("threads", "gpus", "probe", "versions")  # of `identity`: what rounds elsewhere
+# Of `identity`: what rounds elsewhere.
+ARITHMETIC = ("threads", "gpus", "devices", "probe", "network_probe", "versions")
 
 
 def run_folder(out: Path | None, offline: Path | None, dataset: str | None) -> Path:
@@ -81,32 +86,69 @@ def resolved(config: TrainConfig) -> TrainConfig:
 
 def identity(config: TrainConfig, data: Data) -> dict[str, Any]:
     """All that the weights depend on, as JSON. Not in it: paths, the cache, logging."""
+    recipe = MODELS[config.model.name]
     names = ("epochs", "lr", "label_smoothing", "patience", "seed", "threads", "gpus")
     return {
-        "data": data.content(),
+        "source": data.content(),
         "classes": list(data.classes),
         "shape": list(data.shape),
         "val_fraction": config.data.val_fraction,
         "policy": data.policy,
         "augment_seed": data.augment_seed,
-        "epoch": config.data.epoch,
+        "per_epoch": config.data.per_epoch,
         "engine": config.data.engine,
         "blocks": data.train.source.n_blocks,
         "batch_size": config.data.batch_size,
         "model": asdict(config.model),
         "mixed_precision": config.mixed_precision,
         **{name: getattr(config, name) for name in names},
+        "recipe": {k: v for k, v in asdict(recipe).items() if k != "build"},
         "probe": probe(),
-        "versions": versions() | {name: version(name) for name in ("keras", "tensorflow")},
+        "network_probe": network_probe(),
+        "devices": devices(),
+        "versions": versions() | {name: version(name) for name in LIBRARIES},
     }
+
+
+def devices() -> list[str]:
+    """What trains: `CPU`, or the names of the GPUs."""
+    import tensorflow as tf
+
+    found = tf.config.get_visible_devices("GPU")
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in found]
+    return [str(detail.get("device_name", "GPU")) for detail in details] or ["CPU"]
+
+
+def network_probe() -> str:
+    """16 hex digits that are equal where this machine multiplies equally: a convolution forth and
+    back, and a matrix product. Processors with other instructions round elsewhere."""
+    import numpy as np
+    import tensorflow as tf
+
+    values = np.sin(np.arange(8 * 16 * 16 * 16, dtype=np.float32) * np.float32(0.7))
+    images = tf.constant(values.reshape(8, 16, 16, 16))
+    kernel = tf.constant(values[: 9 * 16 * 32].reshape(3, 3, 16, 32))
+    digest = hashlib.sha256()
+    for kind in (tf.float32, tf.bfloat16):
+        with tf.GradientTape() as tape:
+            inputs = [tf.cast(images, kind), tf.cast(kernel, kind)]
+            tape.watch(inputs)
+            out = tf.nn.conv2d(*inputs, 1, "SAME")
+            product = tf.matmul(tf.reshape(out, (64, -1)), tf.reshape(out, (-1, 64)))
+            total = tf.reduce_sum(product)
+        for tensor in (out, product, *tape.gradient(total, inputs)):
+            digest.update(tf.cast(tensor, tf.float32).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def origin(config: TrainConfig) -> dict[str, Any]:
     """Where the data was found, for `pipeline evaluate`; another place may hold the same data."""
     augment, offline = config.data.augment, config.data.offline
-    known = Path(augment.dataset).exists()
+    data = str(offline or augment.dataset)
+    if offline or augment.dataset not in CATALOG:
+        data = str(Path(data).expanduser().resolve())
     return {
-        "dataset": str(offline or (Path(augment.dataset).resolve() if known else augment.dataset)),
-        "data_dir": str(augment.data_dir),
+        "dataset": data,
+        "data_dir": str(augment.data_dir.expanduser().resolve()),
         "image_size": None if offline else augment.image_size,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +21,21 @@ from pipeline.report import Report
 from pipeline.shard_images import AllCopies, ShardImages
 from pipeline.stream import Images, Stream
 
+COPY_SUFFIX = re.compile(r"@\d+$")
+
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where batches come from: a data set that is augmented online, or the shards in `offline`.
 
     augment: What a data set is augmented with; its seed is that of the augmentation.
-    epoch: `one-copy`: another copy of each sample in each epoch. `all-copies`, from shards: every
-      stored copy, the original too, in each.
+    per_epoch: `one-copy`: another copy of each sample in each epoch. `all-copies`, from shards:
+      every stored copy, the original too, in each.
     """
 
     augment: AugmentConfig
     offline: Path | None = None
-    epoch: str = "one-copy"
+    per_epoch: str = "one-copy"
     engine: str = "opencv"
     cache: str = "memory"
     verify: bool = False
@@ -80,14 +84,15 @@ class Data:
 
 def open_data(config: DataConfig, report: Report) -> Data:
     """Raises: UserError for data that cannot be trained on."""
-    sources = open_shards(config) if config.offline else open_online(config, report)
-    source, test = sources
+    source, test = (open_shards if config.offline else open_online)(config, report)
     if test is not None and test.shape != source.shape:
         raise UserError(
             f"the test images are {test.shape[1]}x{test.shape[0]} pixels, those to train on "
             f"{source.shape[1]}x{source.shape[0]}; give --image-size"
         )
-    held_out = is_held_out(source.ids, config.val_fraction, "validation")[source.usable]
+    # Shards without originals, read as a data set, give copies: all of a sample lie on one side.
+    origins = [COPY_SUFFIX.sub("", name) for name in source.ids]
+    held_out = is_held_out(origins, config.val_fraction, "validation")[source.usable]
     shown, kept = source.usable[~held_out], source.usable[held_out]
     if not len(shown) or not len(kept):
         raise UserError(
@@ -95,7 +100,7 @@ def open_data(config: DataConfig, report: Report) -> Data:
             f"{len(kept)} to validate with; each needs some"
         )
     images: Images = source
-    if config.epoch == "all-copies" and isinstance(source, ShardImages):
+    if config.per_epoch == "all-copies" and isinstance(source, ShardImages):
         images = AllCopies(source)
         shown = images.rows(shown)
     return Data(
@@ -121,12 +126,20 @@ def open_online(config: DataConfig, report: Report) -> tuple[Images, Images | No
     if config.engine == "tensorflow":
         refuse_library_ops(train.policy)
     splits = open_source(augment.dataset, augment.data_dir).listing().splits
+    tell_unused(splits, report)
     if "test" not in splits or not len(splits["test"]):
         return train, None
     return train, open_images(replace(augment, split="test"), config.cache, report)
 
 
-def open_shards(config: DataConfig) -> tuple[Images, Images | None]:
+def tell_unused(splits: Iterable[str], report: Report) -> None:
+    unused = sorted(set(splits) - {"train", "test"})
+    if unused:
+        names = ", ".join(unused)
+        report.say(f"not used: the split {names}; --val-fraction is of train", event="unused")
+
+
+def open_shards(config: DataConfig, report: Report) -> tuple[Images, Images | None]:
     folder = config.offline or Path()
     job = read_manifest(folder).job
     asked = config.augment.policy
@@ -141,5 +154,6 @@ def open_shards(config: DataConfig) -> tuple[Images, Images | None]:
             f"{folder}: has no augmented copies or no originals, which validation needs; write it "
             "with --copies 1 or more and --original"
         )
-    has_test = job["splits"].get("test", {}).get("blocks", 0)
-    return train, ShardImages(folder, "test") if has_test else None
+    tell_unused(job["splits"], report)
+    test = ShardImages(folder, "test") if "test" in job["splits"] else None
+    return train, test if test is not None and len(test.usable) else None

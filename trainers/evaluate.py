@@ -16,7 +16,7 @@ from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from pipeline.stream import Images, Stream, import_tensorflow
 
-CONFIG, MODEL = "config.json", "model.keras"
+CONFIG, ENSEMBLE, MODEL = "config.json", "ensemble.json", "model.keras"
 BATCH = 256
 
 
@@ -25,9 +25,11 @@ class EvaluateConfig:
     """The options of `pipeline evaluate`. What is None is that of the first run.
 
     tta: Augmented copies that are averaged with the original.
+    default_data_dir: Where known data sets lie if neither this nor the run says so.
     """
 
     paths: tuple[Path, ...]
+    default_data_dir: Path
     dataset: str | None = None
     data_dir: Path | None = None
     split: str = "test"
@@ -111,7 +113,8 @@ def load_model(path: Path) -> Any:
     file = path / MODEL if path.is_dir() else path
     if not file.is_file():
         raise UserError(
-            f"{file}: no such model; expected a run folder of `pipeline train`, a .keras or an .h5"
+            f"{file}: no such model; expected a finished run of `pipeline train`, a .keras or an "
+            ".h5"
         )
     try:
         return keras.models.load_model(file, compile=False, safe_mode=True)
@@ -148,8 +151,12 @@ def check_fits(path: Path, model: Any, run: dict[str, Any], source: Images) -> N
 
 def members(path: Path) -> list[Path]:
     """The runs of an ensemble's folder, in their order; any other path is itself."""
-    found = sorted(path.glob("member-*"), key=lambda p: (len(p.name), p.name))
-    return found or [path]
+    if not (path / ENSEMBLE).is_file():
+        return [path]
+    try:
+        return [path / str(name) for name in json.loads((path / ENSEMBLE).read_text())]
+    except (ValueError, TypeError) as err:
+        raise UserError(f"{path / ENSEMBLE}: is damaged; name the members instead") from err
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -174,7 +181,7 @@ def data_of(config: EvaluateConfig, first: dict[str, Any]) -> AugmentConfig:
     size = config.image_size or origin.get("image_size")
     return AugmentConfig(
         dataset=config.dataset or origin["dataset"],
-        data_dir=config.data_dir or Path(origin.get("data_dir", ".")),
+        data_dir=config.data_dir or Path(origin.get("data_dir", config.default_data_dir)),
         split=config.split,
         policy=config.policy or run.get("policy"),
         image_size=tuple(size) if size else None,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.commit import write_atomically
 from datasets.errors import UserError
 from pipeline.stream import Stream
 from trainers.config import TrainConfig
@@ -18,7 +19,8 @@ from trainers.evaluate import evaluate, predictor
 from trainers.models import MODELS
 from trainers.state import History, restore_state, save_state
 
-STATE, BEST = "state.npz", "best-state.npz"
+STATE, BEST = "state.npz", "best-{:04d}.npz"  # the latter of one epoch
+HISTORY = "history.csv"
 WARM_UP = 0.2  # of all steps; then the rate falls as a cosine
 
 
@@ -74,7 +76,8 @@ def make_step(config: TrainConfig, model: Any, optimizer: Any, n_classes: int) -
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
             loss = tf.reduce_sum(losses_of(tf.one_hot(labels, n_classes), logits)) / n_all
-            loss += tf.add_n(model.losses) / n_replicas if model.losses else 0.0
+            for penalty in model.losses:  # of activations in the type that they are computed in
+                loss += tf.cast(penalty, tf.float32) / n_replicas
         gradients = tape.gradient(loss, model.trainable_variables)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         right = tf.reduce_sum(tf.cast(tf.argmax(logits, -1) == labels, tf.int64))
@@ -127,12 +130,17 @@ def run_epochs(
             }
         )
         history.losses = np.append(history.losses, np.array(losses, np.float32))
+        best = out / BEST.format(best_epoch(epochs))
         if config.patience is not None and best_epoch(epochs) == len(epochs):
-            save_state(out / BEST, model, optimizer, history)
+            save_state(best, model, optimizer, history)
         save_state(out / STATE, model, optimizer, history)
+        for older in {*out.glob(BEST.format(0).replace("0000", "*"))} - {best}:
+            older.unlink()  # not before: a run that dies here goes on from the epoch before
+        rows = [",".join(epochs[0]), *(",".join(map(str, e.values())) for e in epochs)]
+        write_atomically(out / HISTORY, "".join(f"{row}\n" for row in rows).encode())
         yield epochs[-1]
     if config.patience is not None:
-        restore_state(out / BEST, model, optimizer)
+        restore_state(out / BEST.format(best_epoch(epochs)), model, optimizer)
     optimizer.finalize_variable_values(model.trainable_variables)
 
 
@@ -144,10 +152,8 @@ def next_batch(stream: Stream, batches: Iterator[Any]) -> Any:
     try:
         return next(batches)
     except Exception:
-        if isinstance(stream.failure, UserError):
-            raise stream.failure from None
         if stream.failure is not None:
-            raise UserError(f"an image can no longer be read: {stream.failure}") from None
+            raise stream.failure from None
         raise
 
 

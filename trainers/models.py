@@ -70,10 +70,14 @@ def convolution(x: Tensor, filters: int, config: ModelConfig, size: int = 3) -> 
 
 def normalized(x: Tensor, config: ModelConfig) -> Tensor:
     """Batch normalization where wanted, then the activation."""
+    import tensorflow as tf
     from keras import layers
 
     # The default, 0.99, would still remember the first epochs of a small data set at the end.
-    x = layers.BatchNormalization(momentum=0.9)(x) if config.batch_norm else x
+    if config.batch_norm:
+        # Of several replicas Keras would keep the statistics of the first alone.
+        together = tf.distribute.get_strategy().num_replicas_in_sync > 1
+        x = layers.BatchNormalization(momentum=0.9, synchronized=together)(x)
     return activation(x, config)
 
 

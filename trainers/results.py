@@ -13,13 +13,13 @@ import numpy as np
 from datasets.commit import write_atomically
 from datasets.schema import canonical_json
 from trainers import pictures
-from trainers.config import TrainConfig
+from trainers.config import TrainConfig, devices
 from trainers.data import Data
 from trainers.evaluate import MODEL, Evaluation, evaluate, predictor
 from trainers.fit import best_epoch
 from trainers.state import History
 
-HISTORY, RESULT, TENSORBOARD = "history.csv", "result.json", "tensorboard"
+RESULT, TENSORBOARD = "result.json", "tensorboard"
 
 
 class TensorBoard:
@@ -61,7 +61,7 @@ def environment(config: TrainConfig) -> dict[str, Any]:
     return {
         "cores": os.cpu_count(),
         "threads": config.threads,
-        "gpus": config.gpus,
+        "devices": devices(),
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
@@ -85,8 +85,6 @@ def finish(config: TrainConfig, data: Data, model: Any, history: History) -> dic
     for name in [MODEL, *(["model.h5"] if config.save_h5 else [])]:
         model.save(out / f".partial.{name}")
         (out / f".partial.{name}").rename(out / name)
-    rows = [",".join(epochs[0]), *(",".join(map(str, epoch.values())) for epoch in epochs)]
-    write_atomically(out / HISTORY, "".join(f"{row}\n" for row in rows).encode())
     pictures.curves(epochs, out / "curves.png")
     draw(found, data, out)
     write_atomically(out / RESULT, canonical_json(result).encode())

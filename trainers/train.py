@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from datasets.commit import hold, write_atomically
-from datasets.errors import OutputError, UserError
+from datasets.errors import EnvironmentFailed, ImageError, OutputError, SourceError, UserError
 from datasets.schema import canonical_json
 from pipeline.job import differences
 from pipeline.report import Report, duration
 from pipeline.stream import import_tensorflow
 from trainers.config import ARITHMETIC, TrainConfig, identity, origin, resolved
 from trainers.data import Data, open_data
-from trainers.evaluate import CONFIG, load_model
+from trainers.evaluate import CONFIG, ENSEMBLE, load_model
 from trainers.fit import STATE, make_optimizer, run_epochs
 from trainers.models import build
 from trainers.results import TensorBoard, finish, finish_ensemble
@@ -30,25 +30,46 @@ def train(config: TrainConfig, n_members: int, report: Report) -> dict[str, Any]
     Raises: UserError of each kind. A run that was killed goes on, to the same weights.
     """
     config = resolved(config)
-    tf = import_tensorflow(config.threads)
+    if config.seed + n_members > 2**32:
+        raise UserError(f"--seed {config.seed}: expected at most {2**32 - n_members}")
+    if config.gpus > 1 and config.model.activity_l1:
+        # Replicas are threads that trace one Keras model, which keeps such losses in one list.
+        raise UserError("--activity-l1: with one GPU only; leave it out, or give --gpus 1")
+    tf = import_tensorflow(config.threads, config.gpus)
     tf.config.experimental.enable_op_determinism()
-    n_gpus = len(tf.config.list_logical_devices("GPU"))
-    if config.gpus > max(1, n_gpus):
-        raise UserError(f"--gpus {config.gpus}: TensorFlow finds {n_gpus} here; ask for fewer")
-    with hold(config.out):
-        if n_members == 1:
+    try:
+        with hold(config.out):
+            if n_members > 1:
+                return train_ensemble(config, n_members, report)
             return train_one(config, open_data(config.data, report), report)
-        members = [config.out / f"member-{i}" for i in range(n_members)]
-        if config.out.exists() and not (members[0] / CONFIG).exists() and any(config.out.iterdir()):
-            raise OutputError(f"{config.out}: exists and is no ensemble; choose another --out")
-        data = open_data(config.data, report)
-        for i, out in enumerate(members):
-            seed = config.seed + i
-            report.say(f"member {i + 1} of {n_members}", event="member", out=str(out))
-            train_one(replace(config, out=out, seed=seed), data.ordered_by(seed), report)
-        result = finish_ensemble(config.out, data, [load_model(m) for m in members], members)
-        tell(config.out, result, f"{n_members} members", report)
-        return result
+    except ImageError as err:
+        raise SourceError(f"an image can no longer be used: {err}") from err
+    except OSError as err:
+        raise EnvironmentFailed(
+            f"{err.filename or config.out}: {err.strerror or err}; mend that, then go on with "
+            "--resume"
+        ) from err
+
+
+def train_ensemble(config: TrainConfig, n_members: int, report: Report) -> dict[str, Any]:
+    out, members = config.out, [config.out / f"member-{i}" for i in range(n_members)]
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is a file; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    listed = canonical_json([member.name for member in members])
+    if any(out.iterdir()) and not (out / ENSEMBLE).is_file():
+        raise OutputError(f"{out}: exists and is no ensemble; choose another --out")
+    if (out / ENSEMBLE).is_file() and (out / ENSEMBLE).read_text() != listed:
+        raise OutputError(f"{out}: is an ensemble of another size; choose another --out")
+    write_atomically(out / ENSEMBLE, listed.encode())
+    data = open_data(config.data, report)
+    for i, member in enumerate(members):
+        seed = config.seed + i
+        report.say(f"member {i + 1} of {n_members}", event="member", out=str(member))
+        train_one(replace(config, out=member, seed=seed), data.ordered_by(seed), report)
+    result = finish_ensemble(out, data, [load_model(member) for member in members], members)
+    tell(out, result, f"{n_members} members", report)
+    return result
 
 
 def tell(out: Path, result: dict[str, Any], how: str, report: Report) -> None:
@@ -72,10 +93,11 @@ def train_one(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]
     strategy = tf.distribute.get_strategy()
     if config.gpus > 1:
         strategy = tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(config.gpus)])
-    if 0 < data.train.n_samples % config.data.batch_size < config.gpus:
+    size = config.data.batch_size
+    if min(size, data.train.n_samples % size or size) < config.gpus:
         raise UserError(
-            f"--gpus {config.gpus}: the last batch of an epoch has fewer images; choose another "
-            "--batch-size"
+            f"--gpus {config.gpus}: a batch, or the last of an epoch, has fewer images; choose "
+            "another --batch-size"
         )
     with strategy.scope():
         precision = "mixed_bfloat16" if config.mixed_precision else "float32"
@@ -83,7 +105,7 @@ def train_one(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]
         optimizer = make_optimizer(config, data.train.steps_per_epoch)
         history = prepare_run(config, data, model, optimizer)
         n_copies = data.train.source.n_copies
-        if config.data.epoch == "one-copy" and (config.epochs or 0) > n_copies:
+        if config.data.per_epoch == "one-copy" and (config.epochs or 0) > n_copies:
             report.say(
                 f"there are {n_copies} copies and {config.epochs} epochs: after the last copy the "
                 "first is shown again",
@@ -116,30 +138,46 @@ def prepare_run(config: TrainConfig, data: Data, model: Any, optimizer: Any) -> 
     for leftover in [*out.glob(f".{CONFIG}.*.tmp"), *out.glob(f".*{STATE}.*.tmp")]:
         leftover.unlink()  # of a run that was killed; this one holds the folder
     is_new = not out.exists() or not any(out.iterdir())
+    earlier = []
     if is_new:
         out.mkdir(parents=True, exist_ok=True)
     else:
-        refuse_another_run(config, known)
-    stored = {"run": known, "origin": origin(config)}
+        stored = stored_run(config)
+        refuse_another_run(config, stored["run"], known)
+        # Where a run went on with other arithmetic, it says so for ever.
+        earlier = stored["earlier"] + ([stored["run"]] if stored["run"] != as_json(known) else [])
+    stored = {"run": known, "origin": origin(config), "earlier": earlier}
     write_atomically(out / CONFIG, canonical_json(stored).encode())
     if is_new or not (out / STATE).is_file():
         return History()
     return restore_state(out / STATE, model, optimizer)
 
 
-def refuse_another_run(config: TrainConfig, known: dict[str, Any]) -> None:
-    out = config.out
-    if not (out / CONFIG).is_file():
-        raise OutputError(f"{out}: exists and is no run of `pipeline train`; choose another --out")
-    try:
-        before = json.loads((out / CONFIG).read_text())["run"]
-        changed = differences(before, known)
-        exact = differences(
-            *({k: v for k, v in r.items() if k not in ARITHMETIC} for r in (before, known))
+def as_json(value: dict[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(canonical_json(value)))
+
+
+def stored_run(config: TrainConfig) -> dict[str, Any]:
+    """What the run folder says of its run.
+
+    Raises: OutputError if it is none.
+    """
+    path = config.out / CONFIG
+    if not path.is_file():
+        raise OutputError(
+            f"{config.out}: exists and is no run of `pipeline train`; choose another --out"
         )
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise OutputError(f"{out / CONFIG}: is of something else; choose another --out") from None
-    if exact:
+    try:
+        found = json.loads(path.read_text())
+        return {"run": dict(found["run"]), "earlier": list(found["earlier"])}
+    except (ValueError, LookupError, TypeError):
+        raise OutputError(f"{path}: is of something else; choose another --out") from None
+
+
+def refuse_another_run(config: TrainConfig, before: dict[str, Any], known: dict[str, Any]) -> None:
+    changed, out = differences(before, known), config.out
+    exact = [{k: v for k, v in run.items() if k not in ARITHMETIC} for run in (before, known)]
+    if differences(*exact):
         raise OutputError(f"{out}: is another run ({changed}); choose another --out")
     if not config.resume:
         raise OutputError(f"{out}: holds this run; go on with --resume, or choose another --out")
