@@ -12,6 +12,7 @@ import numpy as np
 
 from datasets.commit import write_atomically
 from datasets.errors import UserError
+from pipeline.report import Progress, Report
 from pipeline.stream import Stream
 from trainers.config import TrainConfig
 from trainers.data import Data
@@ -91,57 +92,82 @@ def make_step(config: TrainConfig, model: Any, optimizer: Any, n_classes: int) -
 
 
 def run_epochs(
-    config: TrainConfig, data: Data, model: Any, optimizer: Any, history: History
+    config: TrainConfig, data: Data, model: Any, optimizer: Any, history: History, report: Report
 ) -> Iterator[dict[str, Any]]:
     """Trains what is left, and yields each epoch's figures once its state is on disk. In the end
     the model has the weights that are to be kept."""
-    steps, out, epochs = data.train.steps_per_epoch, config.out, history.epochs
-    n_epochs = config.epochs or 0
+    steps, epochs, n_epochs = data.train.steps_per_epoch, history.epochs, config.epochs or 0
     step = make_step(config, model, optimizer, len(data.classes))
     predict = predictor(model, data.shape)
     batches = iter(data.batches(len(epochs) * steps, n_epochs * steps))
     while len(epochs) < n_epochs and not is_stale(epochs, config.patience):
-        started, waited, losses, sizes, n_right = time.perf_counter(), 0.0, [], [], 0
-        for _ in range(steps):
-            asked = time.perf_counter()
-            images, labels = next_batch(data.train, batches)
-            waited += time.perf_counter() - asked
-            loss, right = step(images, labels)
-            losses.append(float(loss))
-            sizes.append(len(labels))
-            if not math.isfinite(losses[-1]):
-                raise UserError(
-                    f"the loss is {losses[-1]} in step {len(losses)} of epoch {len(epochs) + 1}: "
-                    f"training has diverged; give a lower --lr than {config.lr:g}"
-                )
-            n_right += int(right)
-        seconds = time.perf_counter() - started
+        number = len(epochs) + 1
+        with report.progress(data.train.n_samples, f"epoch {number} of {n_epochs}") as progress:
+            figures, losses = run_epoch(data.train, batches, step, progress)
+        if not np.isfinite(losses).all():
+            raise UserError(
+                f"the loss is {losses[-1]} in step {len(losses)} of epoch {number}: training has "
+                f"diverged; give a lower --lr than {config.lr:g}"
+            )
         with averaged(model, optimizer):
             checked = evaluate([predict], *data.validation)
         epochs.append(
             {
-                "epoch": len(epochs) + 1,
-                "loss": float(np.average(losses, weights=sizes)),
-                "accuracy": n_right / data.train.n_samples,
+                "epoch": number,
+                "loss": figures["loss"],
+                "accuracy": figures["accuracy"],
                 "val_loss": checked.loss,
                 "val_accuracy": checked.accuracy,
-                "seconds": round(seconds, 3),
-                "input_seconds": round(waited, 3),
+                "seconds": round(figures["seconds"], 3),
+                "input_seconds": round(figures["input_seconds"], 3),
             }
         )
-        history.losses = np.append(history.losses, np.array(losses, np.float32))
-        best = out / BEST.format(best_epoch(epochs))
-        if config.patience is not None and best_epoch(epochs) == len(epochs):
-            save_state(best, model, optimizer, history)
-        save_state(out / STATE, model, optimizer, history)
-        for older in {*out.glob(BEST.format(0).replace("0000", "*"))} - {best}:
-            older.unlink()  # not before: a run that dies here goes on from the epoch before
-        rows = [",".join(epochs[0]), *(",".join(map(str, e.values())) for e in epochs)]
-        write_atomically(out / HISTORY, "".join(f"{row}\n" for row in rows).encode())
+        history.losses = np.append(history.losses, losses)
+        save_epoch(config, model, optimizer, history)
         yield epochs[-1]
     if config.patience is not None:
-        restore_state(out / BEST.format(best_epoch(epochs)), model, optimizer)
+        restore_state(config.out / BEST.format(best_epoch(epochs)), model, optimizer)
     optimizer.finalize_variable_values(model.trainable_variables)
+
+
+def run_epoch(
+    stream: Stream, batches: Iterator[Any], step: Any, progress: Progress
+) -> tuple[dict[str, float], np.ndarray]:
+    """Mean loss, accuracy and seconds of one epoch, and the float32 losses of its steps; it ends
+    early where one is no number."""
+    started, waited, losses, sizes, n_right = time.perf_counter(), 0.0, [], [], 0
+    for _ in range(stream.steps_per_epoch):
+        asked = time.perf_counter()
+        images, labels = next_batch(stream, batches)
+        waited += time.perf_counter() - asked
+        loss, right = step(images, labels)
+        losses.append(float(loss))
+        sizes.append(len(labels))
+        if not math.isfinite(losses[-1]):
+            break
+        n_right += int(right)
+        progress.advance(len(labels))
+    figures = {
+        "loss": float(np.average(losses, weights=sizes)),
+        "accuracy": n_right / stream.n_samples,
+        "seconds": time.perf_counter() - started,
+        "input_seconds": waited,
+    }
+    return figures, np.array(losses, np.float32)
+
+
+def save_epoch(config: TrainConfig, model: Any, optimizer: Any, history: History) -> None:
+    """Writes all of the training, and the figures of its epochs; where early stopping may want it,
+    the best epoch's too."""
+    out, epochs = config.out, history.epochs
+    best = out / BEST.format(best_epoch(epochs))
+    if config.patience is not None and best_epoch(epochs) == len(epochs):
+        save_state(best, model, optimizer, history)
+    save_state(out / STATE, model, optimizer, history)
+    for older in {*out.glob("best-*.npz")} - {best}:
+        older.unlink()  # not before: a run that dies here goes on from the epoch before
+    rows = [",".join(epochs[0]), *(",".join(map(str, epoch.values())) for epoch in epochs)]
+    write_atomically(out / HISTORY, "".join(f"{row}\n" for row in rows).encode())
 
 
 def next_batch(stream: Stream, batches: Iterator[Any]) -> Any:

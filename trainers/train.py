@@ -112,7 +112,7 @@ def train_one(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]
                 event="copies",
             )
         started, board = time.monotonic(), TensorBoard(config.out, history.epochs)
-        for epoch in run_epochs(config, data, model, optimizer, history):
+        for epoch in run_epochs(config, data, model, optimizer, history, report):
             board.write(epoch)
             report.say(
                 f"epoch {epoch['epoch']} of {config.epochs}: loss {epoch['loss']:.4f}, accuracy "
