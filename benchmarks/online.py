@@ -41,7 +41,7 @@ def random_stream(side: int, n: int) -> Stream:
     shape = (side, side, 3)
     stored = np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)
     samples = Samples([str(i) for i in range(n)], np.zeros(n, np.int64), [None] * n)
-    pixels = Pixels(None, samples, None, shape, stored)  # type: ignore[arg-type]  # all is stored
+    pixels = Pixels(None, samples, None, shape, stored, True)  # type: ignore[arg-type]
     images = OnlineImages(parse_policy("standard"), 0, pixels, ("a",), 8, np.arange(n), "")
     return Stream(images, images.usable, BATCH, order_seed=0)
 

@@ -79,24 +79,22 @@ class OnlineImages:
         """(B, H, W, C) uint8: that copy of the samples at these positions."""
         if copy == 0:
             return self.pixels[positions]
-        found: list[np.ndarray] | np.ndarray
-        if margin(*self.shape[:2]):
-            found, ready = self.pixels[positions], self.with_border(positions)
-            ready = prepare(found, self.policy.fill) if ready is None else ready
-        else:
-            found, ready = self.pixels.each(positions), None
+        found, ready = self.pixels.each(positions), self.with_border(positions)
+        if ready is None and margin(*self.shape[:2]):
+            ready = prepare(np.stack(found), self.policy.fill)
         keys = self.keys[positions]
         return augment_batch(self.policy, found, ready, keys, copy, self.seed, self.library())[0]
 
-    def with_border(self, positions: np.ndarray) -> np.ndarray | None:
+    def with_border(self, positions: np.ndarray) -> list[np.ndarray] | np.ndarray | None:
         """Small images with the border that the warp wants, which is a fifth of the work: kept from
         the first time on, if there is the memory for it."""
-        if not self.pixels.is_spacious:
+        if not self.pixels.is_spacious or not margin(*self.shape[:2]):
             return None
         with self.once:
             if self.prepared is None:
                 self.prepared = prepare(self.pixels.stored, self.policy.fill)
-        return None if self.prepared is None else self.prepared[positions]
+        whole = self.prepared
+        return None if whole is None else list(map(whole.__getitem__, positions.tolist()))
 
     def library(self) -> LibraryStage | None:
         if self.policy.library and not hasattr(self.thread, "stage"):

@@ -57,7 +57,7 @@ def prepare(images: np.ndarray, fill: Fill) -> np.ndarray | None:
 
 def warp(
     images: Sequence[np.ndarray] | np.ndarray,
-    prepared: np.ndarray | None,
+    prepared: Sequence[np.ndarray] | np.ndarray | None,
     inverse: np.ndarray,
     fill: Fill,
     out: np.ndarray,
@@ -79,7 +79,6 @@ def warp(
             convert(warped, cv2.COLOR_RGBA2RGB, result)
         return
     m = margin(height, width)
-    inner = prepared[:, m : m + height, m : m + width]
     is_near = reach(inverse, height, width) < m  # all that is read lies within the margin
     matrices = inverse[:, :2] + is_near[:, None, None] * np.array([[0, 0, m], [0, 0, m]])
     goal = (
@@ -87,10 +86,9 @@ def warp(
         if channels == 1
         else np.empty((n, height, width, 4), np.uint8)
     )
-    for image, whole, near, matrix, result in zip(
-        inner, prepared, is_near.tolist(), matrices, goal, strict=True
-    ):
-        warp_affine(whole if near else image, matrix, size, result, FLAGS, border, value)
+    for image, near, matrix, result in zip(prepared, is_near.tolist(), matrices, goal, strict=True):
+        seen = image if near else image[m : m + height, m : m + width]
+        warp_affine(seen, matrix, size, result, FLAGS, border, value)
     if channels == 3:
         convert(goal.reshape(-1, width, 4), cv2.COLOR_RGBA2RGB, out.reshape(-1, width, 3))
 
@@ -124,7 +122,7 @@ KERNELS: dict[type[Op], Callable[..., None]] = {
 def augment_batch(
     policy: Policy,
     images: Sequence[np.ndarray] | np.ndarray,
-    prepared: np.ndarray | None,
+    prepared: Sequence[np.ndarray] | np.ndarray | None,
     keys: np.ndarray,
     copy: int,
     seed: int,
@@ -153,7 +151,7 @@ def augment_batch(
     step = n if prepared is not None else max(1, CACHED_BYTES // (height * width * channels))
     for part in (slice(i, i + step) for i in range(0, n, step)):
         if inverse is None:
-            out[part] = images[part]
+            out[part] = np.asarray(images[part])
         else:
             ready = None if prepared is None else prepared[part]
             warp(images[part], ready, inverse[part], policy.fill, out[part])

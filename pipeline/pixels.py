@@ -47,6 +47,8 @@ class Pixels:
     def each(self, positions: np.ndarray) -> list[np.ndarray]:
         """The images one by one; stored ones are not copied."""
         n = len(self.stored)
+        if n == len(self):
+            return list(map(self.stored.__getitem__, positions.tolist()))
         decoded, found = self.decode(positions[positions >= n]), []
         for i in positions.tolist():
             image = self.stored[i] if i < n else next(decoded)

@@ -12,7 +12,7 @@ import numpy as np
 from datasets.errors import PolicyError
 from pipeline.library_ops import PREFIX, LibraryOp
 from pipeline.ops import GEOMETRIC, OPS, Op, check_range, occurrences, signature
-from pipeline.rng import op_number, uniforms
+from pipeline.rng import op_number, uniforms_of
 
 PRESETS = {
     "none": "none",
@@ -104,11 +104,16 @@ class Policy:
         """
         out: dict[str, np.ndarray] = {}
         seen = occurrences([op.name for op in self.ops])
-        for op, columns, occurrence in zip(self.ops, self.columns, seen, strict=True):
+        uses = [
+            (op_number(op.name), occurrence, 1 + op.n_draws)
+            for op, occurrence in zip(self.ops, seen, strict=True)
+        ]
+        are_drawn = copy > 0 and uses
+        draws = uniforms_of(seed, keys, copy, uses) if are_drawn else [None] * len(uses)
+        for op, columns, u in zip(self.ops, self.columns, draws, strict=True):
             applied = np.zeros(len(keys), bool)
             values: tuple[object, ...] = op.neutral
-            if copy > 0:
-                u = uniforms(seed, keys, copy, op_number(op.name), occurrence, 1 + op.n_draws)
+            if u is not None:
                 values, applied = op.params(u[:, 1:], height, width), u[:, 0] < op.p
             for name, value, neutral in zip(columns, values, op.neutral, strict=True):
                 chosen = np.where(applied, np.asarray(value, np.float32), np.float32(neutral))

@@ -10,11 +10,25 @@ from numpy.testing import assert_array_equal
 
 from datasets.source import sample_keys
 from pipeline.ops import OPS
-from pipeline.rng import op_number, philox4x32, uniforms, words
+from pipeline.rng import op_number, philox4x32, uniforms_of, words, words_of
 
 SEEDS = st.integers(0, 2**64 - 1)
 COPIES = st.integers(1, 65_535)
 IDS = st.lists(st.text(max_size=8), min_size=1, max_size=20, unique=True)
+
+
+def uniforms(
+    seed: int, keys: np.ndarray, copy: int, op: int, occurrence: int, n: int
+) -> np.ndarray:
+    return uniforms_of(seed, keys, copy, [(op, occurrence, n)])[0]
+
+
+@given(SEEDS, COPIES, st.lists(st.tuples(*[st.integers(0, 2**16 - 1)] * 2, st.integers(1, 9))))
+def test_all_uses_at_once_draw_what_each_draws_alone(seed, copy, uses) -> None:
+    keys = sample_keys(list("abc"))
+    together = words_of(seed, keys, copy, uses) if uses else []
+    for got, (op, occurrence, n) in zip(together, uses, strict=True):
+        assert_array_equal(got, words(seed, keys, copy, op, occurrence, n))
 
 
 def hexadecimal(text: str) -> list[int]:
