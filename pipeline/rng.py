@@ -75,7 +75,7 @@ def words_of(seed: int, keys: np.ndarray, copy: int, uses: Sequence[Use]) -> lis
         counter[0, start:end] = numbers[:, None]
         counter[1, start:end] = op << 16 | copy
     drawn = np.stack(philox4x32(counter.reshape(4, -1), split_seed(seed)))
-    by_sample = drawn.reshape(4, -1, len(keys)).transpose(2, 1, 0)
+    by_sample = drawn.reshape(4, sum(blocks), len(keys)).transpose(2, 1, 0)
     return [
         by_sample[:, start:end].reshape(len(keys), 4 * (end - start))[:, :n]
         for (_, _, n), start, end in zip(uses, ends[:-1], ends[1:], strict=True)
