@@ -85,13 +85,13 @@ CIFAR10 = [
     Peer(BARE, "bare_loop.py", 0.8, bare=True),
     Peer("albumentations, pool of 2", "albumentations_pool.py", 7, rounds=1),
     Peer("albumentations, pool of 2, fused", "albumentations_pool.py", 4, ("fused",), rounds=1),
-    Peer("Keras preprocessing layers in tf.data", "keras_layers.py", 6, rounds=2),
+    Peer("Keras preprocessing layers in tf.data", "keras_layers.py", 7, rounds=2),
     Peer("ImageDataGenerator", "image_data_generator.py", 20, rounds=1),
 ]
 POOL = "albumentations_pool.py"
 PHOTOS = [
     Peer(BARE, "bare_loop.py", 0.9, bare=True),
-    Peer("albumentations, pool of 2, decode per copy", POOL, 3, ("per-copy",), rounds=3),
+    Peer("albumentations, pool of 2, decode per copy", POOL, 3.5, ("per-copy",), rounds=3),
     Peer("albumentations, pool of 2, decode once", POOL, 1.5),
     Peer("albumentations, pool of 2, decode once, fused", POOL, 1, ("fused",)),
 ]
