@@ -36,7 +36,7 @@ def curves(history: list[dict[str, Any]], path: Path) -> None:
     figure = new_figure(9, 3.6)
     epochs = [epoch["epoch"] for epoch in history]
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        axes.plot(epochs, [e[name] for e in history], label="training (augmented)", color="#888888")
+        axes.plot(epochs, [e[name] for e in history], label="training", color="#888888")
         axes.plot(epochs, [e[f"val_{name}"] for e in history], label="validation", color="#1f77b4")
         axes.set(xlabel="epoch", ylabel=name)
         axes.grid(alpha=0.3)
