@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -137,7 +138,8 @@ def import_tensorflow(n_threads: int | None = None, n_gpus: int = 1) -> Any:
             tf.config.threading.set_intra_op_parallelism_threads(n_threads)
             tf.config.threading.set_inter_op_parallelism_threads(n_threads)
         found = tf.config.list_physical_devices("GPU")
-        tf.config.set_visible_devices(found[:n_gpus], "GPU")
+        with suppress(RuntimeError):  # TensorFlow runs already: the first call has chosen
+            tf.config.set_visible_devices(found[:n_gpus], "GPU")
         tf.constant(0)  # what is written when the first device is made
     finally:
         os.dup2(kept, 2)
