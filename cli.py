@@ -110,17 +110,19 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 # Options of augment that are about files, or about other processes.
-ONLY_OFFLINE = "eval_splits original format encoding quality compression workers scheduler"
-ONLY_OFFLINE += " overwrite dry_run"
+ONLY_OFFLINE = (
+    *("eval_splits", "original", "format", "encoding", "quality", "compression"),
+    *("workers", "scheduler", "overwrite", "dry_run"),
+)
 
 
-def refuse_given(context: typer.Context, why: str, names: str) -> None:
-    """Raises: UserError if one of these was given."""
-    for name in names.split():
+def refuse_offline_options(context: typer.Context) -> None:
+    """Raises: UserError if one was given, which --online would not heed."""
+    for name in ONLY_OFFLINE:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             option = "--" + name.replace("_", "-")
-            raise UserError(f"{why}: writes no shards; leave out {option}")
+            raise UserError(f"--online: writes no shards; leave out {option}")
 
 
 @app.command()
@@ -220,7 +222,7 @@ def augment(
     )
     report = Report(quiet=quiet, log_format=log_format.value)
     if online:
-        refuse_given(context, "--online", ONLY_OFFLINE)
+        refuse_offline_options(context)
         from pipeline.online import stream_through
 
         print(stream_through(config, engine.value, report))

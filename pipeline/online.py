@@ -19,7 +19,7 @@ from datasets.blocks import block_of, count_blocks
 from datasets.catalog import open_source
 from datasets.errors import SourceError, UserError
 from datasets.fingerprint import fingerprint, scan
-from datasets.source import check_listing, sample_keys
+from datasets.source import Listing, Source, check_listing, sample_keys
 from pipeline import preview
 from pipeline.library_ops import LibraryStage, try_out
 from pipeline.opencv_kernel import augment_batch, margin, prepare
@@ -51,7 +51,7 @@ class OnlineImages:
 
     pixels: Of n samples. labels: (n,) int64. keys: (n,) uint64, from `sample_keys`.
     blocks: (n,) block numbers below n_blocks; n_total: samples of the split with the unusable ones.
-    usable: (m,) positions of the samples that can be decoded.
+    usable: (m,) positions of the samples that can be decoded. content: A hash of all of it.
     """
 
     def __init__(
@@ -103,6 +103,22 @@ class OnlineImages:
 
 
 def open_images(config: AugmentConfig, cache: str, report: Report) -> OnlineImages:
+    """`open_split` of a data set that is listed for it alone."""
+    return open_split(*open_listing(config), config, cache, report)
+
+
+def open_listing(config: AugmentConfig) -> tuple[Source, Listing]:
+    """The config's data set and what it holds.
+
+    Raises: SourceError if it cannot be found or read.
+    """
+    source = open_source(config.dataset, config.data_dir)
+    return source, check_listing(config.dataset, source.listing())
+
+
+def open_split(
+    source: Source, listing: Listing, config: AugmentConfig, cache: str, report: Report
+) -> OnlineImages:
     """The images of the config's split; every one is decoded once, so that the unusable ones are
     known, and named, before anything is shown.
 
@@ -110,8 +126,6 @@ def open_images(config: AugmentConfig, cache: str, report: Report) -> OnlineImag
     """
     cv2.setNumThreads(1)  # batches are made in parallel, not the parts of one
     policy = resolve_policy(config.policy, config.dataset)
-    source = open_source(config.dataset, config.data_dir)
-    listing = check_listing(config.dataset, source.listing())
     if config.split not in listing.splits:
         raise UserError(
             f"--split {config.split}: {config.dataset} has {', '.join(listing.splits)}; choose one"
@@ -165,7 +179,7 @@ def augmented(stream: Stream, start: int, stop: int, engine: str) -> tf.data.Dat
 
     def fetch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.int64]:
         copy, positions = stream.chosen(int(step))
-        images, labels = stream.shown_as(positions, 0)
+        images, labels = stream.fetch(positions, 0)
         return images, labels, source.keys[positions], np.int64(copy)
 
     def fetched(step: Tensor) -> tuple[Tensor, ...]:
@@ -201,13 +215,14 @@ def stream_through(config: AugmentConfig, engine: str, report: Report) -> str:
     seconds = max(1e-9, time.monotonic() - started)
     name = Path(config.dataset).expanduser().resolve().name
     out = config.out or Path("augmented") / f"{name}-online.png"
+    drawn = preview.draw(contact_sheet(source, engine), out)
     return (
         f"{n_epochs} epochs of {stream.n_samples:,} images: {total / seconds:,.0f} images/s with "
-        f"--engine {engine}, {duration(seconds)}\n{preview.draw(shown(source, engine), out)}"
+        f"--engine {engine}, {duration(seconds)}\n{drawn}"
     )
 
 
-def shown(source: OnlineImages, engine: str) -> preview.Sheet:
+def contact_sheet(source: OnlineImages, engine: str) -> preview.Sheet:
     """The first samples of a stream in its first epochs, beside the originals."""
     few = source.usable[np.argsort(source.keys[source.usable])][:N_SHOWN]
     stream = Stream(source, few, len(few), order_seed=None)

@@ -100,9 +100,9 @@ class Stream:
         """(B, H, W, C) uint8 images and (B,) int64 labels; the last batch of an epoch holds what is
         left."""
         copy, positions = self.chosen(step)
-        return self.shown_as(positions, copy)
+        return self.fetch(positions, copy)
 
-    def shown_as(self, positions: np.ndarray, copy: int) -> tuple[np.ndarray, np.ndarray]:
+    def fetch(self, positions: np.ndarray, copy: int) -> tuple[np.ndarray, np.ndarray]:
         """That copy of the samples at these positions, and their labels.
 
         Raises: UserError if an image can no longer be had.

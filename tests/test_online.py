@@ -21,7 +21,7 @@ from datasets.errors import NotCommitted, PolicyError, UserError
 from datasets.formats import FORMATS
 from datasets.manifest import read_manifest
 from datasets.source import sample_keys
-from pipeline.online import augmented, open_images, shown
+from pipeline.online import augmented, contact_sheet, open_images
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from pipeline.stream import Stream, import_tensorflow
@@ -334,7 +334,7 @@ def test_the_command_tells_the_rate_and_writes_a_sheet_alone(tmp_path: Path, eng
 def test_the_sheet_shows_what_the_epochs_show() -> None:
     config = AugmentConfig("digits", Path("unused"), policy="shift()|rotate()", limit=50)
     source = open_images(config, "memory", Report(quiet=True))
-    sheet = shown(source, "opencv")
+    sheet = contact_sheet(source, "opencv")
     ids = [source.classes[source.labels[i]] for i in np.argsort(source.keys)[:8]]
     assert sheet.names == ids
     first = np.argsort(source.keys)[:1]

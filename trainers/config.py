@@ -15,7 +15,9 @@ from pipeline.plan import refuse_nesting
 from trainers.data import Data, DataConfig
 from trainers.models import MODELS, ModelConfig
 
-LIBRARIES = ("augmentation-pipeline", "keras", "tensorflow")
+PACKAGES = ("augmentation-pipeline", "keras", "tensorflow")
+# Of `identity`: what rounds elsewhere.
+ARITHMETIC = ("threads", "gpus", "devices", "probe", "network_probe", "versions")
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,6 @@ class TrainConfig:
     resume: bool = False
     inexact: bool = False
     save_h5: bool = False
-
-
-# Of `identity`: what rounds elsewhere.
-ARITHMETIC = ("threads", "gpus", "devices", "probe", "network_probe", "versions")
 
 
 def run_folder(out: Path | None, offline: Path | None, dataset: str | None) -> Path:
@@ -106,7 +104,7 @@ def identity(config: TrainConfig, data: Data) -> dict[str, Any]:
         "probe": probe(),
         "network_probe": network_probe(),
         "devices": devices(),
-        "versions": versions() | {name: version(name) for name in LIBRARIES},
+        "versions": versions() | {name: version(name) for name in PACKAGES},
     }
 
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from datasets.catalog import open_source
 from datasets.errors import UserError
 from datasets.manifest import read_manifest
 from datasets.source import is_held_out
-from pipeline.online import augmented, open_images
+from pipeline.online import augmented, open_listing, open_split
 from pipeline.plan import AugmentConfig
-from pipeline.policy import parse_policy, refuse_library_ops
+from pipeline.policy import parse_policy, refuse_library_ops, resolve_policy
 from pipeline.report import Report
 from pipeline.shard_images import AllCopies, ShardImages
 from pipeline.stream import Images, Stream
@@ -122,17 +121,19 @@ def in_blocks(source: Images, positions: np.ndarray) -> np.ndarray:
 
 def open_online(config: DataConfig, report: Report) -> tuple[Images, Images | None]:
     augment = config.augment
-    train = open_images(augment, config.cache, report)
     if config.engine == "tensorflow":
-        refuse_library_ops(train.policy)
-    splits = open_source(augment.dataset, augment.data_dir).listing().splits
-    tell_unused(splits, report)
-    if "test" not in splits or not len(splits["test"]):
+        refuse_library_ops(resolve_policy(augment.policy, augment.dataset))
+    source, listing = open_listing(augment)
+    tell_unused(listing.splits, report)
+    train = open_split(source, listing, augment, config.cache, report)
+    if not len(listing.splits.get("test", ())):
         return train, None
-    return train, open_images(replace(augment, split="test"), config.cache, report)
+    test = replace(augment, split="test")
+    return train, open_split(source, listing, test, config.cache, report)
 
 
 def tell_unused(splits: Iterable[str], report: Report) -> None:
+    """Says which splits neither train nor test: validation is held out of train."""
     unused = sorted(set(splits) - {"train", "test"})
     if unused:
         names = ", ".join(unused)

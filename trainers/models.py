@@ -46,6 +46,7 @@ class Recipe:
 
 
 def activation(x: Tensor, config: ModelConfig) -> Tensor:
+    """ReLU, with a penalty on what it lets through where one is wanted."""
     from keras import layers, regularizers
 
     penalty = regularizers.L1(config.activity_l1) if config.activity_l1 else None
@@ -53,6 +54,7 @@ def activation(x: Tensor, config: ModelConfig) -> Tensor:
 
 
 def penalties(config: ModelConfig) -> dict[str, Any]:
+    """The L2 options of a layer with a kernel."""
     from keras import regularizers
 
     return {
@@ -62,6 +64,7 @@ def penalties(config: ModelConfig) -> dict[str, Any]:
 
 
 def convolution(x: Tensor, filters: int, config: ModelConfig, size: int = 3) -> Tensor:
+    """(B, H, W, C) -> (B, H, W, filters), without an activation; no bias before normalization."""
     from keras import layers
 
     options = {"use_bias": not config.batch_norm, "kernel_initializer": "he_normal"}
@@ -73,10 +76,10 @@ def normalized(x: Tensor, config: ModelConfig) -> Tensor:
     import tensorflow as tf
     from keras import layers
 
-    # The default, 0.99, would still remember the first epochs of a small data set at the end.
     if config.batch_norm:
         # Of several replicas Keras would keep the statistics of the first alone.
         together = tf.distribute.get_strategy().num_replicas_in_sync > 1
+        # The default, 0.99, would still remember the first epochs of a small data set at the end.
         x = layers.BatchNormalization(momentum=0.9, synchronized=together)(x)
     return activation(x, config)
 
@@ -116,8 +119,30 @@ def residual(x: Tensor, config: ModelConfig) -> Tensor:
 
 
 MODELS = {
-    "cnn": Recipe(residual, 8, "sgd", 0.2, 15, 0.0, 5e-4, True, 0.1, 0.01),
-    "textbook": Recipe(textbook, 4, "adam", 1e-3, 40, 0.5, 0.0, False, 0.0, 0.0),
+    "cnn": Recipe(
+        build=residual,
+        smallest=8,
+        optimizer="sgd",
+        lr=0.2,
+        epochs=15,
+        dropout=0.0,
+        weight_decay=5e-4,
+        batch_norm=True,
+        label_smoothing=0.1,
+        averaged=0.01,
+    ),
+    "textbook": Recipe(
+        build=textbook,
+        smallest=4,
+        optimizer="adam",
+        lr=1e-3,
+        epochs=40,
+        dropout=0.5,
+        weight_decay=0.0,
+        batch_norm=False,
+        label_smoothing=0.0,
+        averaged=0.0,
+    ),
 }
 
 

@@ -48,6 +48,7 @@ class TensorBoard:
 
 
 def figures(found: Evaluation, split: str) -> dict[str, Any]:
+    """What `result.json` says of guesses: shares of 1, and the mean negative log likelihood."""
     return {
         "split": split,
         f"{split}_accuracy": found.accuracy,
@@ -58,6 +59,7 @@ def figures(found: Evaluation, split: str) -> dict[str, Any]:
 
 
 def environment(config: TrainConfig) -> dict[str, Any]:
+    """What the seconds, and the last bits, depend on beside the run's own options."""
     return {
         "cores": os.cpu_count(),
         "threads": config.threads,
@@ -92,6 +94,7 @@ def finish(config: TrainConfig, data: Data, model: Any, history: History) -> dic
 
 
 def draw(found: Evaluation, data: Data, out: Path) -> None:
+    """The pictures of what was guessed."""
     source, shown = data.test or data.validation
     pictures.confusion(found, data.classes, out / "confusion.png")
     pictures.mistakes(found, source, shown, out / "mistakes.png")

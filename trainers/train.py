@@ -52,6 +52,10 @@ def train(config: TrainConfig, n_members: int, report: Report) -> dict[str, Any]
 
 
 def train_ensemble(config: TrainConfig, n_members: int, report: Report) -> dict[str, Any]:
+    """Several networks on the same data, each a run in a folder of its own, and all together.
+
+    Raises: OutputError if the folder holds anything else.
+    """
     out, members = config.out, [config.out / f"member-{i}" for i in range(n_members)]
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is a file; choose another --out")
@@ -85,6 +89,10 @@ def tell(out: Path, result: dict[str, Any], how: str, report: Report) -> None:
 
 
 def train_one(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]:
+    """One network, from its first epoch or its last state to a complete run folder.
+
+    Raises: OutputError if the folder holds another run; UserError for batches smaller than --gpus.
+    """
     import keras
     import tensorflow as tf
 
