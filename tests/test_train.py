@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from numpy.testing import assert_array_equal
 
@@ -100,13 +101,18 @@ def test_a_run_folder_is_complete(tmp_path: Path) -> None:
     result = run("train", *SMALL, "--epochs", 2, "--patience", 1, "--out", out)
     assert "epoch 1 of 2: loss " in result.stderr
     names = "best-0002.npz config.json confusion.png curves.png history.csv mistakes.png "
-    names += "model.keras result.json state.npz tensorboard"
+    names += "model.keras predictions.parquet result.json state.npz tensorboard"
     assert sorted(p.name for p in out.iterdir()) == names.split()
     found = json.loads((out / "result.json").read_text())
     assert found["split"] == "test"
     assert 0 <= found["test_accuracy"] <= 1
     assert found["input_seconds"] < found["seconds"]
     assert len((out / "history.csv").read_text().splitlines()) == found["epochs"] + 1
+    rows = pq.read_table(out / "predictions.parquet").to_pydict()
+    right = np.array(rows["label"]) == np.array(rows["guess"])
+    assert len(set(rows["sample_id"])) == found["n"]
+    assert right.mean() == found["test_accuracy"]
+    assert_array_equal(np.array(rows["probabilities"]).argmax(1), rows["guess"])
 
 
 def test_tensorboard_has_each_epoch_once_after_a_kill(tmp_path: Path) -> None:

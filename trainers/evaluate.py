@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.commit import write_atomically
 from datasets.errors import UserError
 from pipeline.online import open_images
 from pipeline.plan import AugmentConfig
@@ -17,6 +19,7 @@ from pipeline.report import Report
 from pipeline.stream import Images, Stream, import_tensorflow
 
 CONFIG, ENSEMBLE, MODEL = "config.json", "ensemble.json", "model.keras"
+PREDICTIONS = "predictions.parquet"
 BATCH = 256
 
 
@@ -101,6 +104,25 @@ def evaluate(
             if (labels == i).any()
         },
     )
+
+
+def save_predictions(path: Path, source: Images, shown: np.ndarray, found: Evaluation) -> None:
+    """Writes a row for each sample that was evaluated: sample_id, label, guess and the float32
+    probabilities of all classes, in the order of the labels."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = {
+        "sample_id": pa.array([source.ids[i] for i in shown], pa.string()),
+        "label": pa.array(found.labels, pa.int64()),
+        "guess": pa.array(found.guesses, pa.int64()),
+        "probabilities": pa.FixedSizeListArray.from_arrays(
+            pa.array(found.probabilities.ravel(), pa.float32()), found.probabilities.shape[1]
+        ),
+    }
+    file = io.BytesIO()
+    pq.write_table(pa.table(rows), file)
+    write_atomically(path, file.getvalue())
 
 
 def load_model(path: Path) -> Any:

@@ -15,7 +15,14 @@ from datasets.schema import canonical_json
 from trainers import pictures
 from trainers.config import TrainConfig, devices
 from trainers.data import Data
-from trainers.evaluate import MODEL, Evaluation, evaluate, predictor
+from trainers.evaluate import (
+    MODEL,
+    PREDICTIONS,
+    Evaluation,
+    evaluate,
+    predictor,
+    save_predictions,
+)
 from trainers.fit import best_epoch
 from trainers.state import History
 
@@ -94,8 +101,9 @@ def finish(config: TrainConfig, data: Data, model: Any, history: History) -> dic
 
 
 def draw(found: Evaluation, data: Data, out: Path) -> None:
-    """The pictures of what was guessed."""
+    """What was guessed, and the pictures of it."""
     source, shown = data.test or data.validation
+    save_predictions(out / PREDICTIONS, source, shown, found)
     pictures.confusion(found, data.classes, out / "confusion.png")
     pictures.mistakes(found, source, shown, out / "mistakes.png")
 

@@ -143,7 +143,7 @@ def prepare_run(config: TrainConfig, data: Data, model: Any, optimizer: Any) -> 
     out, known = config.out, identity(config, data)
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is a file; choose another --out")
-    for leftover in [*out.glob(f".{CONFIG}.*.tmp"), *out.glob(f".*{STATE}.*.tmp")]:
+    for leftover in out.glob(".*.tmp"):
         leftover.unlink()  # of a run that was killed; this one holds the folder
     is_new = not out.exists() or not any(out.iterdir())
     earlier = []
