@@ -5,7 +5,7 @@ READERS := .venv-readers
 PEERS := .venv-peers
 RUN := $(VENV)/bin/
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-all check bench clean
 
 demo: $(VENV)/installed
 	$(RUN)pipeline augment --out augmented/digits
@@ -14,6 +14,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/dev $(READERS)/installed
 	$(RUN)pytest
+
+test-all: $(VENV)/dev $(READERS)/installed
+	$(RUN)pytest -m ""
 
 check: $(VENV)/dev
 	$(RUN)ruff format --check .

@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from enum import StrEnum
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 from datasets.errors import UserError
+
+if TYPE_CHECKING:
+    from trainers.config import TrainConfig
+
+T = TypeVar("T")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,6 +54,22 @@ class Engine(StrEnum):
 class Model(StrEnum):
     cnn = "cnn"
     textbook = "textbook"
+    vgg16 = "VGG16"
+    vgg19 = "VGG19"
+    inception_v3 = "InceptionV3"
+    resnet50 = "ResNet50"
+    resnet50_v2 = "ResNet50V2"
+    densenet121 = "DenseNet121"
+    mobilenet = "MobileNet"
+    mobilenet_v2 = "MobileNetV2"
+    efficientnet_v2_b0 = "EfficientNetV2B0"
+    convnext_tiny = "ConvNeXtTiny"
+
+
+class Mode(StrEnum):
+    freeze = "freeze"
+    fine_tune = "fine-tune"
+    two_phase = "two-phase"
 
 
 class PerEpoch(StrEnum):
@@ -235,8 +258,7 @@ def augment(
         summary_lines(offline.materialize(config, report), report)
 
 
-@app.command()
-def train(
+def training(
     online: Annotated[
         bool, typer.Option("--online", help="Augment while training (the default).")
     ] = False,
@@ -248,8 +270,55 @@ def train(
     ] = None,
     data_dir: DataDir = DATA_DIR,
     model: Annotated[
-        Model, typer.Option(help="cnn: a small residual network; textbook: the classic one.")
+        Model,
+        typer.Option(
+            case_sensitive=False,
+            help="cnn: a small residual network; textbook: the classic one; the others have "
+            "learned from ImageNet.",
+        ),
     ] = Model.cnn,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Of those: imagenet, none, or a file without the top.", show_default="imagenet"
+        ),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(min=0.05, help="Width of a MobileNet or MobileNetV2.", show_default="1"),
+    ] = None,
+    mode: Annotated[
+        Mode | None,
+        typer.Option(
+            help="Of transfer: the head alone learns; all does; the head, then the top stages too.",
+            show_default="two-phase",
+        ),
+    ] = None,
+    head_epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the first of two phases.", show_default="a quarter"),
+    ] = None,
+    unfreeze: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Stages that learn in the second, from the top.", show_default="2"
+        ),
+    ] = None,
+    layer_decay: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=1, help="Of the learning rate, from stage to stage.", show_default="1"
+        ),
+    ] = None,
+    copies: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of freeze: copies of each sample to keep features of.", show_default="4"
+        ),
+    ] = None,
+    features: Annotated[
+        Path, typer.Option(help="Of freeze: the folder under which features are kept.")
+    ] = Path("features"),
     policy: Policy = None,
     engine: Annotated[
         Engine, typer.Option(help="OpenCV's kernel, or TensorFlow's graph ops.")
@@ -259,7 +328,9 @@ def train(
     ] = PerEpoch.one_copy,
     image_size: ImageSize = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the network's own.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images a step. Default: the network's own.")
+    ] = None,
     lr: Annotated[
         float | None, typer.Option(min=1e-12, help="Highest learning rate. Default: the network's.")
     ] = None,
@@ -307,9 +378,6 @@ def train(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every hash of the shards first.")
     ] = False,
-    ensemble: Annotated[
-        int, typer.Option(min=1, max=100, help="Train so many, with the seeds that follow.")
-    ] = 1,
     mixed_precision: Annotated[
         bool,
         typer.Option(
@@ -329,10 +397,8 @@ def train(
         ),
     ] = False,
     save_h5: Annotated[bool, typer.Option("--save-h5", help="Write model.h5 too.")] = False,
-    log_format: Log = LogFormat.text,
-    quiet: Quiet = False,
-) -> None:
-    """Train a network on augmented images, and say what it is worth on images it has not seen."""
+) -> TrainConfig:
+    """What all commands that train have in common."""
     if online and offline:
         raise UserError("--online --offline: give one of them")
     if offline and (dataset, image_size, augment_seed, block_samples, limit) != (None,) * 5:
@@ -347,11 +413,10 @@ def train(
     if verify and not offline:
         raise UserError("--verify: checks shards; give --offline, or leave it out")
     from pipeline.plan import AugmentConfig
-    from pipeline.report import Report
     from trainers.config import TrainConfig, run_folder
     from trainers.data import DataConfig
     from trainers.models import ModelConfig
-    from trainers.train import train as run
+    from trainers.transfer import TransferConfig
 
     augment = AugmentConfig(
         dataset="digits" if dataset is None else dataset,
@@ -371,15 +436,26 @@ def train(
         cache=cache.value,
         verify=verify,
         val_fraction=val_fraction,
-        batch_size=batch_size,
         order_seed=seed,
     )
-    network = ModelConfig(model.value, dropout, weight_decay, bias_decay, activity_l1, batch_norm)
-    config = TrainConfig(
+    given: dict[str, Any] = {"weights": weights, "alpha": alpha, "mode": mode and mode.value}
+    transfer = TransferConfig(
+        **{name: value for name, value in given.items() if value is not None},
+        head_epochs=head_epochs,
+        unfreeze=unfreeze,
+        layer_decay=layer_decay,
+        copies=copies,
+        features=features,
+    )
+    network = ModelConfig(
+        model.value, dropout, weight_decay, bias_decay, activity_l1, batch_norm, transfer
+    )
+    return TrainConfig(
         data=data,
         model=network,
         out=run_folder(out, offline, dataset),
         epochs=epochs,
+        batch_size=batch_size,
         lr=lr,
         label_smoothing=label_smoothing,
         patience=patience,
@@ -391,6 +467,50 @@ def train(
         inexact=inexact,
         save_h5=save_h5,
     )
+
+
+def options_of(function: Callable[..., Any]) -> list[Parameter]:
+    """The function's parameters, their annotations evaluated, but for a leading config."""
+    found = [p for p in signature(function).parameters.values() if p.name != "config"]
+    return [p.replace(annotation=eval(p.annotation, globals())) for p in found]
+
+
+def with_options_of(make: Callable[..., T]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command that has `make`'s options before its own, and gets what that makes of them first.
+
+    Typer reads options from a function's signature: so each is written once for all commands.
+    """
+    theirs = options_of(make)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = options_of(command)
+
+        def run(**options: Any) -> None:
+            made = make(**{option.name: options.pop(option.name) for option in theirs})
+            command(made, **options)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = Signature([*theirs, *own])  # type: ignore[attr-defined]
+        run.__annotations__ = {option.name: option.annotation for option in [*theirs, *own]}
+        return run
+
+    return decorate
+
+
+@app.command()
+@with_options_of(training)
+def train(
+    config: TrainConfig,
+    ensemble: Annotated[
+        int, typer.Option(min=1, max=100, help="Train so many, with the seeds that follow.")
+    ] = 1,
+    log_format: Log = LogFormat.text,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network on augmented images, and say what it is worth on images it has not seen."""
+    from pipeline.report import Report
+    from trainers.train import train as run
+
     run(config, ensemble, Report(quiet=quiet, log_format=log_format.value))
 
 

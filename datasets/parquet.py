@@ -2,8 +2,9 @@
 
 Columns: image, label, sample_id, copy, a float32 for each parameter, library_ops (JSON, where the
 policy has library ops). `image` is `struct<bytes, path>` where encoded, which is what Hugging Face
-decodes, and fixed-size binary with shape and dtype in the field's metadata where raw. No row group
-spans two copies, so a filter on `copy` reads that copy alone.
+decodes, and fixed-size binary with shape and dtype in the field's metadata where raw. Features of a
+network are `features` instead, fixed-size lists. No row group spans two copies, so a filter on
+`copy` reads that copy alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from datasets.errors import Damaged
 from datasets.schema import Encoding, Rows, Schema
 
 ROW_GROUP_BYTES = 16 * 2**20
-FIXED = ("image", "label", "sample_id", "copy")
+IMAGE, FEATURES = "image", "features"
+FIXED = (IMAGE, FEATURES, "label", "sample_id", "copy")
 LIBRARY = "library_ops"
 ENCODED = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
@@ -38,13 +40,18 @@ def arrow_schema(schema: Schema) -> pa.Schema:
         shape = json.dumps(schema.shape)
         kind = pa.binary(int(np.prod(schema.shape or ())))
         meta = {"encoding": "raw", "shape": shape, "dtype": "uint8"}
+    elif schema.encoding == "float32":
+        assert_shape(schema)
+        (n_features,) = schema.shape or ()
+        kind = pa.list_(pa.float32(), n_features)
+        meta = {"encoding": "float32", "shape": json.dumps(schema.shape), "dtype": "float32"}
     else:
         kind = ENCODED
         meta = {"encoding": schema.encoding} | (
             {"shape": json.dumps(schema.shape)} if schema.shape else {}
         )
     fields = [
-        pa.field("image", kind, metadata=meta),
+        pa.field(FEATURES if schema.encoding == "float32" else IMAGE, kind, metadata=meta),
         pa.field("label", pa.int64()),
         pa.field("sample_id", pa.string()),
         pa.field("copy", pa.int32()),
@@ -54,9 +61,13 @@ def arrow_schema(schema: Schema) -> pa.Schema:
     features: dict[str, Any] = {f.name: {"dtype": str(f.type), "_type": "Value"} for f in fields}
     features |= {p: {"dtype": "float32", "_type": "Value"} for p in schema.params}
     features["label"] = {"names": list(schema.classes), "_type": "ClassLabel"}
-    features["image"] = (
-        {"dtype": "binary", "_type": "Value"} if schema.encoding == "raw" else {"_type": "Image"}
-    )
+    if schema.encoding == "float32":
+        number = {"dtype": "float32", "_type": "Value"}
+        features[FEATURES] = {"feature": number, "length": kind.list_size, "_type": "Sequence"}
+    elif schema.encoding == "raw":
+        features[IMAGE] = {"dtype": "binary", "_type": "Value"}
+    else:
+        features[IMAGE] = {"_type": "Image"}
     return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
 
 
@@ -93,14 +104,17 @@ class Writer:
         batch = self.to_batch(rows)
         self.waiting.append(batch)
         self.waiting_bytes += batch.nbytes
-        is_raw = self.schema.field("image").type != ENCODED
+        is_raw = self.schema.field(0).type != ENCODED
         if is_raw or self.waiting_bytes >= ROW_GROUP_BYTES:
             self.flush()
 
     def to_batch(self, rows: Rows) -> pa.RecordBatch:
         """Raw pixels are not copied."""
-        kind = self.schema.field("image").type
-        if isinstance(rows.images, np.ndarray):
+        kind = self.schema.field(0).type
+        if pa.types.is_fixed_size_list(kind):
+            numbers = pa.array(np.ravel(rows.images), pa.float32())
+            image = pa.FixedSizeListArray.from_arrays(numbers, type=kind)
+        elif isinstance(rows.images, np.ndarray):
             pixels = pa.py_buffer(np.ascontiguousarray(rows.images))
             image = pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pixels])
         else:
@@ -136,15 +150,14 @@ def read_schema(path: Path) -> Schema:
     """
     try:
         found = pq.read_schema(path)
-        image = {k.decode(): v.decode() for k, v in found.field("image").metadata.items()}
+        image = {k.decode(): v.decode() for k, v in found.field(0).metadata.items()}
         features = json.loads(found.metadata[b"huggingface"])["info"]["features"]
         encoding: Encoding = image["encoding"]
         if encoding not in get_args(Encoding):
             raise ValueError(f"unknown encoding {encoding}")
-        height, width, channels = json.loads(image.get("shape", "[0, 0, 0]"))
         return Schema(
             encoding=encoding,
-            shape=(height, width, channels) if height else None,
+            shape=tuple(json.loads(image["shape"])) if "shape" in image else None,
             classes=tuple(features["label"]["names"]),
             params=tuple(n for n in found.names if n not in (*FIXED, LIBRARY)),
             library=LIBRARY in found.names,
@@ -160,7 +173,7 @@ def read(path: Path) -> Iterator[Rows]:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             yield Rows(
-                images=read_images(table["image"].combine_chunks(), schema),
+                images=read_images(table.column(0).combine_chunks(), schema),
                 labels=table["label"].to_numpy(),
                 ids=table["sample_id"].to_pylist(),
                 copy=table["copy"][0].as_py(),
@@ -180,12 +193,14 @@ def read_copy(
         place = columns.index("copy")
         for group in range(file.num_row_groups):
             if file.metadata.row_group(group).column(place).statistics.min == copy:
-                table = file.read_row_group(group, ["image"])
-                yield read_images(table["image"].combine_chunks(), schema)
+                table = file.read_row_group(group, [file.schema_arrow.names[0]])
+                yield read_images(table.column(0).combine_chunks(), schema)
 
 
 def read_images(column: pa.Array, schema: Schema) -> np.ndarray | list[bytes]:
     """The image column as `Rows` holds it; raw pixels are a read-only view."""
+    if schema.encoding == "float32":
+        return column.flatten().to_numpy().reshape(len(column), *(schema.shape or ()))
     if schema.encoding != "raw":
         encoded: list[bytes] = column.field("bytes").to_pylist()
         return encoded
@@ -202,7 +217,7 @@ def read_columns(
     """The named columns of a shard, or with None all but the images; the span is for TFRecord,
     where columns do not lie apart."""
     try:
-        names = names or [name for name in pq.read_schema(path).names if name != "image"]
+        names = names or [n for n in pq.read_schema(path).names if n not in (IMAGE, FEATURES)]
         return pq.read_table(path, columns=names, partitioning=None)
     except (pa.ArrowException, OSError) as err:
         raise Damaged(f"{path}: cannot be read: {str(err).splitlines()[0]}") from err

@@ -8,22 +8,24 @@ from typing import Literal
 
 import numpy as np
 
-Encoding = Literal["raw", "png", "jpeg"]
+Encoding = Literal["raw", "png", "jpeg", "float32"]
 
 
 @dataclass(frozen=True)
 class Schema:
     """What one output's rows hold.
 
-    encoding: How `image` is stored; `raw` is the uint8 pixels in C order.
+    encoding: How `image` is stored; `raw` is the uint8 pixels in C order. With `float32` a row has
+      `features` instead, what a network made of an image.
     shape: (height, width, channels), where every image has it; always for `raw`, else maybe None.
+      Of features their number alone.
     classes: Class names in label order.
     params: Names of the float32 parameter columns, in order.
     library: Whether there is a `library_ops` column (string, JSON).
     """
 
     encoding: Encoding
-    shape: tuple[int, int, int] | None
+    shape: tuple[int, ...] | None
     classes: tuple[str, ...]
     params: tuple[str, ...]
     library: bool
@@ -33,7 +35,7 @@ class Schema:
 class Rows:
     """Rows of one copy, as columns of equal length n.
 
-    images: (n, H, W, C) uint8 where raw, else a list of n encoded files.
+    images: (n, H, W, C) uint8 where raw, (n, d) float32 features, else a list of n encoded files.
     labels: (n,) int64. ids: n strings. copy: the number of the copy, the same for all rows.
     params: name -> (n,) float32, for each of the schema's.
     library: n JSON strings where the schema has `library`, else None.

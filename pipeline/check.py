@@ -87,7 +87,7 @@ def chosen_rows(folder: Path, manifest: Manifest) -> set[tuple[str, int]]:
 
 
 def check_images(name: str, rows: Rows, schema: Schema) -> None:
-    if schema.encoding == "raw":
+    if schema.encoding in ("raw", "float32"):
         return  # its length was checked when the row was read
     for sample_id, data in zip(rows.ids, rows.images, strict=True):
         try:
@@ -113,6 +113,8 @@ def recompute(
     from pipeline.opencv_kernel import augment_batch, prepare
     from pipeline.shard import decode_one, encode
 
+    if job.network:
+        raise UserError("its rows are features, which the network alone could make again")
     source = open_source(dataset, data_dir)
     listing = source.listing()
     if not set(job.splits) <= set(listing.splits):

@@ -18,7 +18,9 @@ class Job:
 
     source: Fingerprint of ids, labels and contents.
     splits: Split -> number of its blocks and of its augmented copies.
-    shape: (height, width, channels) of every image, or None where they differ.
+    shape: (height, width, channels) of every image, or None where they differ; of features their
+      number.
+    network: What turned images into features, where the rows are those.
     """
 
     dataset: str
@@ -32,10 +34,11 @@ class Job:
     quality: int | None
     compression: str
     image_size: tuple[int, int] | None
-    shape: tuple[int, int, int] | None
-    block_samples: int
+    shape: tuple[int, ...] | None
+    block_samples: int | None
     limit: int | None
     version: str
+    network: dict[str, Any] | None = None
 
     def sha256(self) -> str:
         return sha256_text(canonical_json(asdict(self)))
@@ -51,8 +54,8 @@ class Job:
             encoding=self.encoding,
             shape=self.shape,
             classes=classes,
-            params=policy.param_names,
-            library=bool(policy.library),
+            params=() if self.network else policy.param_names,
+            library=bool(policy.library) and not self.network,
         )
 
 

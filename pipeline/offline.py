@@ -23,6 +23,7 @@ from datasets.commit import (
     hold,
     is_empty,
     is_sealed,
+    partial_folder,
     partial_folders,
     read_records,
     refuse_if_held,
@@ -34,7 +35,7 @@ from datasets.commit import (
 from datasets.errors import EnvironmentFailed, OutputError
 from datasets.manifest import Manifest, Record, read_manifest
 from datasets.schema import canonical_json
-from pipeline.job import differences, probe, versions
+from pipeline.job import Job, differences, probe, versions
 from pipeline.plan import (
     AugmentConfig,
     Plan,
@@ -106,14 +107,14 @@ def dry_run(config: AugmentConfig, report: Report) -> str:
     return describe_plan(plan, config.workers)
 
 
-def prepare_partial(plan: Plan) -> None:
+def prepare_partial(out: Path, job: Job) -> None:
     """The folder this run works in, new or as an earlier run of the same job left it.
 
     Raises: EnvironmentFailed if it cannot be made; OutputError if the earlier run used other
       library versions, whose bytes would differ.
     """
-    partial = plan.partial
-    run_file = {"job": asdict(plan.job), "probe": probe(), "versions": versions()}
+    partial = partial_folder(out, job.sha256())
+    run_file = {"job": asdict(job), "probe": probe(), "versions": versions()}
     text = canonical_json(run_file)
     try:
         (partial / RECORDS).mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ def prepare_partial(plan: Plan) -> None:
         changed = differences(json.loads(before), run_file)
         raise OutputError(
             f"{partial}: an unfinished run was made with other libraries ({changed}), so its bytes "
-            f"would differ; use those again, or `pipeline clean {plan.out}` and start anew"
+            f"would differ; use those again, or `pipeline clean {out}` and start anew"
         )
 
 
@@ -203,7 +204,7 @@ def write(
             return summarize(plan, read_manifest(plan.out).shards, (), {}, was_done=False)
         done = read_records(partial)
         check_disk(plan, done)
-        prepare_partial(plan)
+        prepare_partial(plan.out, plan.job)
         tasks = [task for task in plan.tasks() if task.name not in done]
         planned = time.monotonic()
         if done:
@@ -222,7 +223,7 @@ def write(
             "nothing was committed; mend or remove them, or run again with a higher --max-bad "
             "(finished shards are kept)",
         )
-        finish(plan, shards, config.overwrite)
+        finish(plan.out, plan.job, plan.classes, shards, config.overwrite)
         seconds = {
             "plan": planned - started,
             "start_up": first - planned,
@@ -260,19 +261,21 @@ def run_tasks(
     return records, started[0] if started else time.monotonic()
 
 
-def finish(plan: Plan, shards: list[Record], overwrite: bool) -> None:
+def finish(
+    out: Path, job: Job, classes: tuple[str, ...], shards: list[Record], overwrite: bool
+) -> None:
     """Writes manifest and sidecars, and commits."""
     sidecars: dict[str, bytes] = {}
-    if plan.job.format == "tfrecord":
+    if job.format == "tfrecord":
         sidecars = tfrecord.sidecars(
-            plan.job.schema(plan.classes),
-            plan.job.dataset,
-            {s: [r.rows for r in shards if r.split == s] for s in sorted(plan.job.splits)},
+            job.schema(classes),
+            job.dataset,
+            {s: [r.rows for r in shards if r.split == s] for s in sorted(job.splits)},
         )
     manifest = Manifest(
-        job=asdict(plan.job),
-        job_sha256=plan.job_sha256,
-        classes=list(plan.classes),
+        job=asdict(job),
+        job_sha256=job.sha256(),
+        classes=list(classes),
         probe=probe(),
         versions=versions(),
         shards=shards,
@@ -281,12 +284,13 @@ def finish(plan: Plan, shards: list[Record], overwrite: bool) -> None:
             for name, data in sidecars.items()
         },
     )
+    partial = partial_folder(out, job.sha256())
     try:
-        seal(plan.partial, manifest, sidecars)
-        commit(plan.partial, plan.out, overwrite)
+        seal(partial, manifest, sidecars)
+        commit(partial, out, overwrite)
     except OSError as err:
         raise EnvironmentFailed(
-            f"{plan.out}: cannot be committed ({err.strerror}); run the same command again, "
+            f"{out}: cannot be committed ({err.strerror}); run the same command again, "
             "finished shards are kept"
         ) from err
 

@@ -65,8 +65,10 @@ class OnlineImages:
         content: str,
     ) -> None:
         self.policy, self.seed, self.pixels, self.classes = policy, seed, pixels, classes
-        self.ids, self.labels, self.shape = pixels.samples.ids, pixels.samples.labels, pixels.shape
+        self.ids, self.labels = pixels.samples.ids, pixels.samples.labels
+        self.shape: tuple[int, ...] = pixels.shape
         self.keys, self.usable, self.n_blocks = sample_keys(self.ids), usable, n_blocks
+        self.dtype, self.sample_bytes = "uint8", int(np.prod(self.shape))
         self.content = content
         self.blocks = block_of(self.keys, seed, n_blocks)
         self.n_total, self.n_copies = len(self.ids), MAX_COPY

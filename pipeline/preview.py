@@ -127,6 +127,10 @@ def from_source(
 def from_output(folder: Path, split: str, n_samples: int, n_copies: int) -> Sheet:
     """The first samples of the first shards of an output, as they are stored."""
     manifest = read_manifest(folder)
+    if manifest.job.get("network"):
+        raise UserError(
+            f"{folder}: holds features, which are no images; name what they are made of"
+        )
     filled = [r for r in manifest.shards if r.rows]
     shards = [r for r in filled if r.split == split]
     if not shards:

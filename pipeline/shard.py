@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -74,17 +74,25 @@ def write_shard(task: Task) -> Record:
     # An attempt that died has left its file: the inputs are decoded in a process of their own. The
     # file stays until the commit, since that attempt may also be slow and not dead.
     died = any(task.folder.glob(f".{task.name}.*.tmp"))
-    temporary = task.folder / f".{task.name}.{uuid.uuid4().hex}.tmp"
+    return finished(task.folder, task.name, lambda file: fill_shard(task, file, in_child=died))
+
+
+def finished(folder: Path, name: str, fill: Callable[[BinaryIO], Record]) -> Record:
+    """The record of a shard that `fill` writes, which is then flushed and under its name.
+
+    Raises: EnvironmentFailed if it cannot be written.
+    """
+    temporary = folder / f".{name}.{uuid.uuid4().hex}.tmp"
     try:
         with temporary.open("wb") as file:
-            record = fill_shard(task, file, in_child=died)
+            record = fill(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.rename(task.folder / task.name)
-        write_record(task.folder, record)
+        temporary.rename(folder / name)
+        write_record(folder, record)
     except OSError as err:
         temporary.unlink(missing_ok=True)
-        raise EnvironmentFailed(disk_message(task.folder, err)) from err
+        raise EnvironmentFailed(disk_message(folder, err)) from err
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -51,7 +51,10 @@ class ShardImages:
         self.classes, self.shape = tuple(manifest.classes), self.job.shape
         self.content = manifest.job_sha256
         self.policy, self.seed = self.job.policy, self.job.seed
-        self.is_in_memory = self.job.encoding == "raw"
+        network = self.job.network
+        self.dtype = "float32" if network else "uint8"
+        self.sample_bytes = int(np.prod(network["shape"] if network else self.shape))
+        self.is_in_memory = self.job.encoding in ("raw", "float32")
         self.copies = self.job.copies(split)
         self.n_copies, self.n_blocks = max(self.copies), len(self.records)
         tables = [self.first_copy(record) for record in self.records]
@@ -63,8 +66,7 @@ class ShardImages:
         self.offsets = np.cumsum([0, *sizes])
         self.n_total = len(self.ids) + sum(len(r.quarantined) for r in self.records)
         self.usable = np.arange(len(self.ids))
-        image_bytes = int(np.prod(self.shape))
-        n_kept = 2 * blocks_per_group(self.n_total, self.n_blocks, image_bytes)
+        n_kept = 2 * blocks_per_group(self.n_total, self.n_blocks, self.sample_bytes)
         self.read = lru_cache(maxsize=n_kept)(self._read)
         self.lock = threading.Lock()  # or two threads would decode the same shard at once
 
@@ -78,12 +80,12 @@ class ShardImages:
         return table["sample_id"].slice(0, n).to_pylist(), labels
 
     def images(self, positions: np.ndarray, copy: int) -> np.ndarray:
-        """(B, H, W, C) uint8: that copy of the samples at these positions."""
+        """(B, *shape): that copy of the samples at these positions."""
         if copy not in self.copies:
             raise UserError(
                 f"{self.folder}: has no originals, which validation needs; write it with --original"
             )
-        out = np.empty((len(positions), *self.shape), np.uint8)
+        out = np.empty((len(positions), *self.shape), self.dtype)
         shards = self.blocks[positions].astype(np.int64)
         for shard in np.unique(shards).tolist():
             here = shards == shard
@@ -93,7 +95,7 @@ class ShardImages:
         return out
 
     def _read(self, shard: int, copy: int) -> np.ndarray:
-        """(n, H, W, C) uint8: one copy of all samples of a shard."""
+        """(n, *shape): one copy of all samples of a shard."""
         record = self.records[shard]
         path, n = self.folder / record.name, record.rows // len(self.copies)
         span, parts = record.copy_ranges.get(str(copy)), []
@@ -124,6 +126,7 @@ class AllCopies:
         k = len(source.copies)
         self.classes, self.shape, self.content = source.classes, source.shape, source.content
         self.policy, self.seed, self.n_copies = source.policy, source.seed, 1
+        self.dtype, self.sample_bytes = source.dtype, source.sample_bytes
         self.is_in_memory = source.is_in_memory
         self.ids, self.labels = source.ids * k, np.tile(source.labels, k)
         self.keys = np.concatenate([mix(source.keys, copy, "copy") for copy in source.copies])
@@ -138,8 +141,8 @@ class AllCopies:
         return (starts[:, None] + positions).ravel()
 
     def images(self, positions: np.ndarray, copy: int) -> np.ndarray:
-        """(B, H, W, C) uint8: the images of these rows; there is no other copy of a row."""
-        out = np.empty((len(positions), *self.shape), np.uint8)
+        """(B, *shape): the images of these rows; there is no other copy of a row."""
+        out = np.empty((len(positions), *self.shape), self.dtype)
         numbers, samples = np.divmod(positions, self.n)
         for number in np.unique(numbers).tolist():
             here = numbers == number

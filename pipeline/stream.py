@@ -28,7 +28,9 @@ class Images(Protocol):
     """Copies of the samples of one split: made when asked for, or read from shards.
 
     ids, labels (n,) int64, keys (n,) uint64: Of the samples, by position. classes: Their names.
-    shape: (height, width, channels) of every image. content: A hash of all that they are made from.
+    shape, dtype: Of every image: (height, width, channels) uint8; of features (d,) float32.
+    sample_bytes: Of an image, which decides how many blocks are permuted together.
+    content: A hash of all that they are made from.
     blocks: (n,) block numbers below n_blocks. n_total: Samples of the split, unusable ones too.
     usable: (m,) positions of the samples that can be shown. n_copies: Copies that there are.
     policy, seed: What the copies are made with. is_in_memory: Whether nothing is decoded any more.
@@ -38,7 +40,9 @@ class Images(Protocol):
     labels: np.ndarray
     keys: np.ndarray
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
+    dtype: str
+    sample_bytes: int
     content: str
     blocks: np.ndarray
     n_blocks: int
@@ -50,7 +54,7 @@ class Images(Protocol):
     is_in_memory: bool
 
     def images(self, positions: np.ndarray, copy: int) -> np.ndarray:
-        """(B, H, W, C) uint8: that copy of the samples at these positions; safe from threads."""
+        """(B, *shape): that copy of the samples at these positions; safe from threads."""
         ...
 
 
@@ -75,10 +79,10 @@ class Stream:
         self.source, self.shown, self.batch_size = source, shown, batch_size
         self.n_samples = len(shown)
         self.steps_per_epoch = -(-len(shown) // batch_size)
-        self.copy = copy
+        self.order_seed, self.copy = order_seed, copy
         self.failure: UserError | None = None  # TensorFlow would wrap it beyond recognition
         keep_freed_memory()
-        per_group = blocks_per_group(source.n_total, source.n_blocks, int(np.prod(source.shape)))
+        per_group = blocks_per_group(source.n_total, source.n_blocks, source.sample_bytes)
 
         @lru_cache(maxsize=2)
         def order(epoch: int) -> np.ndarray:
@@ -97,7 +101,7 @@ class Stream:
         return copy, positions
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(B, H, W, C) uint8 images and (B,) int64 labels; the last batch of an epoch holds what is
+        """(B, *shape) images and (B,) int64 labels; the last batch of an epoch holds what is
         left."""
         copy, positions = self.chosen(step)
         return self.fetch(positions, copy)
@@ -159,7 +163,8 @@ def as_dataset(stream: Stream, start: int, stop: int) -> tf.data.Dataset:
 
     def made(step: Tensor) -> tuple[Tensor, Tensor]:
         # Stateless, or op determinism would let only one call run at a time.
-        batch = tf.numpy_function(stream.batch, [step], [tf.uint8, tf.int64], stateful=False)
+        kinds = [stream.source.dtype, tf.int64]
+        batch = tf.numpy_function(stream.batch, [step], kinds, stateful=False)
         return with_shapes(stream, *batch)
 
     batches = tf.data.Dataset.range(start, stop).map(made, calls_in_flight(stream), True)

@@ -179,27 +179,31 @@ REPLICAS = """
 import sys
 import numpy as np, tensorflow as tf, keras
 from pathlib import Path
+from pipeline.plan import AugmentConfig
 from trainers.config import TrainConfig, resolved
-from trainers.fit import make_optimizer, make_step
+from trainers.data import DataConfig
+from trainers.fit import begin, make_step
 from trainers.models import ModelConfig, build
+from trainers.transfer import Phase
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 model = ModelConfig(sys.argv[1], dropout=0, bias_decay=0.1)
-config = resolved(TrainConfig(None, model, Path(), lr=1e-3))
+data = DataConfig(AugmentConfig("digits", Path()))
+config = resolved(TrainConfig(data, model, Path(), lr=1e-3))
 losses, guesses = [], []
 for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     with strategy.scope():
         model = build(config.model, (8, 8, 1), 10)
-        optimizer = make_optimizer(config, 5)
+        optimizer = begin(config, model, Phase(0, config.epochs), 5)
         step = make_step(config, model, optimizer, 10)
         for _ in range(5):
             batch = rng.integers(0, 256, (30, 8, 8, 1), np.uint8), rng.integers(0, 10, 30)
             loss, right = step(*map(tf.constant, batch))
             losses.append(float(loss))
-        optimizer.finalize_variable_values(model.trainable_variables)
+        optimizer.finalize(model.trainable_variables)
         guesses.append(model(tf.constant(batch[0])).numpy())  # by moving statistics
 assert len(set(losses[:5])) == 5
 np.testing.assert_allclose(losses[:5], losses[5:], rtol=1e-3)

@@ -12,8 +12,10 @@ from datasets.catalog import CATALOG
 from datasets.errors import UserError
 from pipeline.job import probe, versions
 from pipeline.plan import refuse_nesting
+from trainers.backbones import BACKBONES, weights_digest
 from trainers.data import Data, DataConfig
 from trainers.models import MODELS, ModelConfig
+from trainers.transfer import TransferConfig, resolved_transfer
 
 PACKAGES = ("augmentation-pipeline", "keras", "tensorflow")
 # Of `identity`: what rounds elsewhere.
@@ -35,6 +37,7 @@ class TrainConfig:
     model: ModelConfig
     out: Path
     epochs: int | None = None
+    batch_size: int | None = None
     lr: float | None = None
     label_smoothing: float | None = None
     patience: int | None = None
@@ -62,15 +65,37 @@ def run_folder(out: Path | None, offline: Path | None, dataset: str | None) -> P
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
-    """The same, with every None replaced by what the network's recipe says."""
-    recipe, model = MODELS[config.model.name], config.model
+    """The same, with every None replaced by what the network's recipe says.
+
+    Raises: UserError for options that the network does not have.
+    """
+    recipe, model, data = MODELS[config.model.name], config.model, config.data
 
     def chosen(asked: Any, own: Any) -> Any:
         return own if asked is None else asked
 
+    epochs = chosen(config.epochs, recipe.epochs)
+    transfer, augment = model.transfer or TransferConfig(), data.augment
+    if model.name not in BACKBONES and transfer != TransferConfig():
+        raise UserError(
+            f"--model {model.name}: learns from nothing; --weights, --alpha, --mode and what goes "
+            f"with them belong to {', '.join(BACKBONES)}"
+        )
+    if model.name in BACKBONES:
+        transfer = resolved_transfer(transfer, model.name, epochs, data.offline is not None)
+        if config.save_h5 and not BACKBONES[model.name].fits_h5:
+            raise UserError(
+                f"--save-h5: that format cannot hold {model.name}; leave it out, model.keras holds "
+                "all of it"
+            )
+        if not data.offline and augment.image_size is None:
+            augment = replace(augment, image_size=(BACKBONES[model.name].default,) * 2)
     return replace(
         config,
-        epochs=chosen(config.epochs, recipe.epochs),
+        data=replace(
+            data, augment=augment, batch_size=chosen(config.batch_size, recipe.batch_size)
+        ),
+        epochs=epochs,
         lr=chosen(config.lr, recipe.lr),
         label_smoothing=chosen(config.label_smoothing, recipe.label_smoothing),
         model=replace(
@@ -78,6 +103,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
             dropout=chosen(model.dropout, recipe.dropout),
             weight_decay=chosen(model.weight_decay, recipe.weight_decay),
             batch_norm=chosen(model.batch_norm, recipe.batch_norm),
+            transfer=transfer if model.name in BACKBONES else None,
         ),
     )
 
@@ -85,6 +111,11 @@ def resolved(config: TrainConfig) -> TrainConfig:
 def identity(config: TrainConfig, data: Data) -> dict[str, Any]:
     """All that the weights depend on, as JSON. Not in it: paths, the cache, logging."""
     recipe = MODELS[config.model.name]
+    model = asdict(config.model)
+    if config.model.transfer:
+        # Where features lie is no part of a run, what they are made from is.
+        known = {k: v for k, v in model["transfer"].items() if k != "features"}
+        model["transfer"] = known | {"weights": weights_digest(known["weights"])}
     names = ("epochs", "lr", "label_smoothing", "patience", "seed", "threads", "gpus")
     return {
         "source": data.content(),
@@ -97,7 +128,7 @@ def identity(config: TrainConfig, data: Data) -> dict[str, Any]:
         "engine": config.data.engine,
         "blocks": data.train.source.n_blocks,
         "batch_size": config.data.batch_size,
-        "model": asdict(config.model),
+        "model": model,
         "mixed_precision": config.mixed_precision,
         **{name: getattr(config, name) for name in names},
         "recipe": {k: v for k, v in asdict(recipe).items() if k != "build"},

@@ -59,7 +59,7 @@ class Data:
     augment_seed: int
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         return self.train.source.shape
 
     def batches(self, start: int, stop: int) -> Any:
@@ -150,6 +150,11 @@ def open_shards(config: DataConfig, report: Report) -> tuple[Images, Images | No
             "shards with the other policy"
         )
     train = ShardImages(folder, "train", config.verify)
+    if train.job.network:
+        raise UserError(
+            f"{folder}: holds features of {train.job.network['name']}; name the shards of images "
+            "that they were made from"
+        )
     if not job["splits"]["train"]["copies"] or not job["original"]:
         raise UserError(
             f"{folder}: has no augmented copies or no originals, which validation needs; write it "

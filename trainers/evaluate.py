@@ -62,9 +62,9 @@ class Evaluation:
         return self.probabilities.argmax(1)
 
 
-def predictor(model: Any, shape: tuple[int, int, int]) -> Any:
-    """A graph from (B, *shape) uint8 images to (B, n_classes) float32 probabilities; made once a
-    model, since making it takes longer than running it."""
+def predictor(model: Any, shape: tuple[int, ...], dtype: str = "uint8") -> Any:
+    """A graph from (B, *shape) images, or features, to (B, n_classes) float32 probabilities; made
+    once a model, since making it takes longer than running it."""
     import tensorflow as tf
 
     last = (getattr(model, "layers", None) or [model])[-1]
@@ -75,7 +75,7 @@ def predictor(model: Any, shape: tuple[int, int, int]) -> Any:
         out = tf.cast(model(images), tf.float32)
         return out if is_done else tf.nn.softmax(out)
 
-    return tf.function(predict, input_signature=[tf.TensorSpec((None, *shape), tf.uint8)])
+    return tf.function(predict, input_signature=[tf.TensorSpec((None, *shape), dtype)])
 
 
 def evaluate(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,37 +20,91 @@ from trainers.data import Data
 from trainers.evaluate import evaluate, predictor
 from trainers.models import MODELS
 from trainers.state import History, restore_state, save_state
+from trainers.transfer import Phase, phases, unfreeze
 
 STATE, BEST = "state.npz", "best-{:04d}.npz"  # the latter of one epoch
 HISTORY = "history.csv"
 WARM_UP = 0.2  # of all steps; then the rate falls as a cosine
 
 
-def make_optimizer(config: TrainConfig, steps_per_epoch: int) -> Any:
-    """The network's optimizer, averaging weights where its recipe says so; its rate rises for a
-    fifth of the steps, then falls as a cosine."""
+class Optimizer:
+    """One of Keras' for each share of the learning rate, and together as one of them.
+
+    shares: A share for each of the variables.
+    """
+
+    def __init__(
+        self, make: Callable[[float], Any], variables: list[Any], shares: list[float]
+    ) -> None:
+        groups = {share: [i for i, s in enumerate(shares) if s == share] for share in shares}
+        self.parts = [(make(share), chosen) for share, chosen in groups.items()]
+        for part, chosen in self.parts:
+            part.build([variables[i] for i in chosen])
+
+    @property
+    def variables(self) -> list[Any]:
+        return [variable for part, _ in self.parts for variable in part.variables]
+
+    def apply(self, gradients: list[Any], variables: list[Any]) -> None:
+        for part, chosen in self.parts:
+            part.apply_gradients([(gradients[i], variables[i]) for i in chosen])
+
+    def finalize(self, variables: list[Any]) -> None:
+        """Gives variables their averages, where those are kept."""
+        for part, chosen in self.parts:
+            part.finalize_variable_values([variables[i] for i in chosen])
+
+
+def begin(config: TrainConfig, model: Any, phase: Phase, steps_per_epoch: int) -> Optimizer:
+    """The optimizer of a phase, whose layers alone learn from now on.
+
+    It averages weights where the network's recipe says so. Its rate rises for a fifth of the steps,
+    then falls as a cosine.
+    """
     import keras
 
-    recipe = MODELS[config.model.name]
-    total, peak = (config.epochs or 0) * steps_per_epoch, config.lr or 0.0
+    recipe, transfer = MODELS[config.model.name], config.model.transfer
+    total = (phase.stop - phase.start) * steps_per_epoch
     warm_up = max(1, round(WARM_UP * total))
-    rate = keras.optimizers.schedules.CosineDecay(
-        peak / warm_up, max(1, total - warm_up), warmup_target=peak, warmup_steps=warm_up
-    )
     averaging: dict[str, Any] = {}
     if recipe.averaged:  # over about as many of the last steps
         n_steps = max(2.0, recipe.averaged * total)
         averaging = {"use_ema": True, "ema_momentum": 1 - 1 / n_steps}
-    if recipe.optimizer == "sgd":
-        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **averaging)
-    return keras.optimizers.Adam(rate, **averaging)
+
+    def make(share: float) -> Any:
+        peak = share * (config.lr or 0.0)
+        rate = keras.optimizers.schedules.CosineDecay(
+            peak / warm_up, max(1, total - warm_up), warmup_target=peak, warmup_steps=warm_up
+        )
+        if recipe.optimizer == "sgd":
+            return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **averaging)
+        return keras.optimizers.Adam(rate, **averaging)
+
+    shares = unfreeze(model, config.model.name, transfer, phase) if transfer else {}
+    variables = model.trainable_variables
+    return Optimizer(make, variables, [shares.get(v.path, 1.0) for v in variables])
+
+
+def restored(config: TrainConfig, model: Any, data: Data, path: Path) -> tuple[History, Any]:
+    """The history of a state, and the optimizer that has trained its last epoch; the model has its
+    weights.
+
+    Raises: Damaged if the file is no state of this training.
+    """
+
+    def optimizer_after(n_done: int) -> Any:
+        parts = phases(config.model.transfer, config.epochs or 0)
+        phase = next((part for part in parts if n_done <= part.stop), parts[-1])
+        return begin(config, model, phase, data.train.steps_per_epoch)
+
+    return restore_state(path, model, optimizer_after)
 
 
 @contextmanager
 def averaged(model: Any, optimizer: Any) -> Iterator[None]:
     """Within it the model has the averages of its weights, if the optimizer keeps them."""
     kept = [variable.numpy() for variable in model.trainable_variables]
-    optimizer.finalize_variable_values(model.trainable_variables)
+    optimizer.finalize(model.trainable_variables)
     yield
     for variable, value in zip(model.trainable_variables, kept, strict=True):
         variable.assign(value)
@@ -68,7 +123,6 @@ def make_step(config: TrainConfig, model: Any, optimizer: Any, n_classes: int) -
     losses_of = keras.losses.CategoricalCrossentropy(
         from_logits=True, label_smoothing=config.label_smoothing or 0.0, reduction="none"
     )
-    optimizer.build(model.trainable_variables)
 
     def part(images: Any, labels: Any) -> tuple[Any, Any]:
         n_all = tf.cast(tf.shape(labels)[0], tf.float32)
@@ -80,7 +134,7 @@ def make_step(config: TrainConfig, model: Any, optimizer: Any, n_classes: int) -
             for penalty in model.losses:  # of activations in the type that they are computed in
                 loss += tf.cast(penalty, tf.float32) / n_replicas
         gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        optimizer.apply(gradients, model.trainable_variables)
         right = tf.reduce_sum(tf.cast(tf.argmax(logits, -1) == labels, tf.int64))
         return loss, right
 
@@ -92,42 +146,52 @@ def make_step(config: TrainConfig, model: Any, optimizer: Any, n_classes: int) -
 
 
 def run_epochs(
-    config: TrainConfig, data: Data, model: Any, optimizer: Any, history: History, report: Report
+    config: TrainConfig, data: Data, model: Any, history: History, optimizer: Any, report: Report
 ) -> Iterator[dict[str, Any]]:
     """Trains what is left, and yields each epoch's figures once its state is on disk. In the end
-    the model has the weights that are to be kept."""
+    the model has the weights that are to be kept.
+
+    optimizer: That of the last epoch of the history, which may be None if there is none.
+    """
     steps, epochs, n_epochs = data.train.steps_per_epoch, history.epochs, config.epochs or 0
-    step = make_step(config, model, optimizer, len(data.classes))
-    predict = predictor(model, data.shape)
+    predict = predictor(model, data.shape, data.train.source.dtype)
     batches = iter(data.batches(len(epochs) * steps, n_epochs * steps))
-    while len(epochs) < n_epochs and not is_stale(epochs, config.patience):
-        number = len(epochs) + 1
-        with report.progress(data.train.n_samples, f"epoch {number} of {n_epochs}") as progress:
-            figures, losses = run_epoch(data.train, batches, step, progress)
-        if not np.isfinite(losses).all():
-            raise UserError(
-                f"the loss is {losses[-1]} in step {len(losses)} of epoch {number}: training has "
-                f"diverged; give a lower --lr than {config.lr:g}"
+    for phase in phases(config.model.transfer, n_epochs):
+        if len(epochs) >= phase.stop:
+            continue
+        if len(epochs) == phase.start:
+            optimizer = begin(config, model, phase, steps)
+        step = make_step(config, model, optimizer, len(data.classes))
+        is_last = phase.stop == n_epochs
+        while len(epochs) < phase.stop and not (is_last and is_stale(config, phase, epochs)):
+            number = len(epochs) + 1
+            with report.progress(data.train.n_samples, f"epoch {number} of {n_epochs}") as progress:
+                figures, losses = run_epoch(data.train, batches, step, progress)
+            if not np.isfinite(losses).all():
+                raise UserError(
+                    f"the loss is {losses[-1]} in step {len(losses)} of epoch {number}: training "
+                    f"has diverged; give a lower --lr than {config.lr:g}"
+                )
+            with averaged(model, optimizer):
+                checked = evaluate([predict], *data.validation)
+            epochs.append(
+                {
+                    "epoch": number,
+                    "loss": figures["loss"],
+                    "accuracy": figures["accuracy"],
+                    "val_loss": checked.loss,
+                    "val_accuracy": checked.accuracy,
+                    "seconds": round(figures["seconds"], 3),
+                    "input_seconds": round(figures["input_seconds"], 3),
+                }
             )
-        with averaged(model, optimizer):
-            checked = evaluate([predict], *data.validation)
-        epochs.append(
-            {
-                "epoch": number,
-                "loss": figures["loss"],
-                "accuracy": figures["accuracy"],
-                "val_loss": checked.loss,
-                "val_accuracy": checked.accuracy,
-                "seconds": round(figures["seconds"], 3),
-                "input_seconds": round(figures["input_seconds"], 3),
-            }
-        )
-        history.losses = np.append(history.losses, losses)
-        save_epoch(config, model, optimizer, history)
-        yield epochs[-1]
+            history.losses = np.append(history.losses, losses)
+            save_epoch(config, model, optimizer, history)
+            yield epochs[-1]
     if config.patience is not None:
-        restore_state(config.out / BEST.format(best_epoch(epochs)), model, optimizer)
-    optimizer.finalize_variable_values(model.trainable_variables)
+        best = config.out / BEST.format(best_epoch(epochs))
+        optimizer = restored(config, model, data, best)[1]
+    optimizer.finalize(model.trainable_variables)
 
 
 def run_epoch(
@@ -188,5 +252,8 @@ def best_epoch(epochs: list[dict[str, Any]]) -> int:
     return 1 + int(np.argmin([epoch["val_loss"] for epoch in epochs]))
 
 
-def is_stale(epochs: list[dict[str, Any]], patience: int | None) -> bool:
-    return bool(epochs) and patience is not None and len(epochs) - best_epoch(epochs) >= patience
+def is_stale(config: TrainConfig, phase: Phase, epochs: list[dict[str, Any]]) -> bool:
+    """Whether no epoch of the phase has been better for as many as --patience says."""
+    if config.patience is None or len(epochs) == phase.start:
+        return False
+    return len(epochs) - max(phase.start, best_epoch(epochs)) >= config.patience

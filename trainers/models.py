@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets.errors import UserError
+from trainers.backbones import BACKBONES, FEATURES, backbone
+from trainers.transfer import TransferConfig
 
 Tensor = Any
 WIDTHS = (64, 256, 256)  # of the stages of `residual`
@@ -18,7 +20,9 @@ class ModelConfig:
 
     dropout: Share of activations that is left out before the last layer, and in `textbook` half of
       it after each pair of convolutions. None: the network's own, as with the other options.
-    weight_decay, bias_decay: L2 of kernels and biases. activity_l1: L1 of activations.
+    weight_decay, bias_decay: L2 of kernels and biases. activity_l1: L1 of activations; of a
+      backbone, of its features.
+    transfer: Of a backbone alone.
     """
 
     name: str = "cnn"
@@ -27,6 +31,7 @@ class ModelConfig:
     bias_decay: float = 0.0
     activity_l1: float = 0.0
     batch_norm: bool | None = None
+    transfer: TransferConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Recipe:
     optimizer: str
     lr: float
     epochs: int
+    batch_size: int
     dropout: float
     weight_decay: float
     batch_norm: bool
@@ -71,17 +77,26 @@ def convolution(x: Tensor, filters: int, config: ModelConfig, size: int = 3) -> 
     return layers.Conv2D(filters, size, padding="same", **options, **penalties(config))(x)
 
 
-def normalized(x: Tensor, config: ModelConfig) -> Tensor:
-    """Batch normalization where wanted, then the activation."""
+def batch_normalization(x: Tensor) -> Tensor:
+    """Over all replicas, of which Keras would keep the statistics of the first alone."""
     import tensorflow as tf
     from keras import layers
 
-    if config.batch_norm:
-        # Of several replicas Keras would keep the statistics of the first alone.
-        together = tf.distribute.get_strategy().num_replicas_in_sync > 1
-        # The default, 0.99, would still remember the first epochs of a small data set at the end.
-        x = layers.BatchNormalization(momentum=0.9, synchronized=together)(x)
-    return activation(x, config)
+    together = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    # The default, 0.99, would still remember the first epochs of a small data set at the end.
+    return layers.BatchNormalization(momentum=0.9, synchronized=together)(x)
+
+
+def normalized(x: Tensor, config: ModelConfig) -> Tensor:
+    """Batch normalization where wanted, then the activation."""
+    return activation(batch_normalization(x) if config.batch_norm else x, config)
+
+
+def scaled(x: Tensor) -> Tensor:
+    """Pixels from 0 to 255 -> -1 to 1."""
+    from keras import layers
+
+    return layers.Rescaling(1 / 127.5, offset=-1)(x)
 
 
 def textbook(x: Tensor, config: ModelConfig) -> Tensor:
@@ -91,7 +106,7 @@ def textbook(x: Tensor, config: ModelConfig) -> Tensor:
     """
     from keras import layers
 
-    rate = config.dropout or 0.0
+    rate, x = config.dropout or 0.0, scaled(x)
     for filters in (32, 64):
         for _ in range(2):
             x = normalized(convolution(x, filters, config), config)
@@ -110,11 +125,24 @@ def residual(x: Tensor, config: ModelConfig) -> Tensor:
     """
     from keras import layers
 
-    x = activation(convolution(x, 24, config, size=2), config)
+    x = activation(convolution(scaled(x), 24, config, size=2), config)
     for filters in WIDTHS:
         x = normalized(layers.MaxPooling2D()(convolution(x, filters, config)), config)
         x = layers.Add()([x, normalized(convolution(x, filters, config), config)])
     x = layers.GlobalMaxPooling2D()(x)
+    return layers.Dropout(config.dropout or 0.0)(x)
+
+
+def transferred(x: Tensor, config: ModelConfig) -> Tensor:
+    """The features of a backbone, normalized if wanted."""
+    from keras import layers
+
+    transfer = config.transfer or TransferConfig()
+    x = backbone(config.name, transfer.weights, transfer.alpha, x)
+    if config.activity_l1:
+        x = layers.ActivityRegularization(l1=config.activity_l1)(x)
+    if config.batch_norm:
+        x = batch_normalization(x)
     return layers.Dropout(config.dropout or 0.0)(x)
 
 
@@ -125,6 +153,7 @@ MODELS = {
         optimizer="sgd",
         lr=0.2,
         epochs=15,
+        batch_size=128,
         dropout=0.0,
         weight_decay=5e-4,
         batch_norm=True,
@@ -137,17 +166,33 @@ MODELS = {
         optimizer="adam",
         lr=1e-3,
         epochs=40,
+        batch_size=128,
         dropout=0.5,
         weight_decay=0.0,
         batch_norm=False,
         label_smoothing=0.0,
         averaged=0.0,
     ),
+} | {
+    name: Recipe(
+        build=transferred,
+        smallest=known.smallest,
+        optimizer="adam",
+        lr=3e-3,
+        epochs=30,
+        batch_size=32,
+        dropout=0.2,
+        weight_decay=0.0,
+        batch_norm=False,
+        label_smoothing=0.1,
+        averaged=0.0,
+    )
+    for name, known in BACKBONES.items()
 }
 
 
 def build(
-    config: ModelConfig, shape: tuple[int, int, int], n_classes: int, precision: str = "float32"
+    config: ModelConfig, shape: tuple[int, ...], n_classes: int, precision: str = "float32"
 ) -> Any:
     """A Keras model from (B, H, W, C) uint8 images to (B, n_classes) float32 logits.
 
@@ -165,7 +210,22 @@ def build(
         )
     keras.config.set_dtype_policy(precision)
     inputs = keras.Input(shape, dtype="uint8")
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
-    x = recipe.build(x, config)
+    x = recipe.build(inputs, config)
     outputs = keras.layers.Dense(n_classes, dtype="float32", **penalties(config))(x)
-    return keras.Model(inputs, outputs, name=config.name)
+    model = keras.Model(inputs, outputs, name=config.name)
+    if config.name in BACKBONES:
+        penalize(model, config)
+    return model
+
+
+def penalize(model: Any, config: ModelConfig) -> None:
+    """L2 of a backbone's kernels and biases; Keras heeds it of those that learn."""
+    from keras import regularizers
+
+    for kind, rate in (("kernel", config.weight_decay), ("bias", config.bias_decay)):
+        for layer in model.layers:
+            if layer.name == FEATURES:
+                break
+            variable = getattr(layer, kind, None)
+            if rate and variable is not None:
+                variable.regularizer = regularizers.L2(rate)

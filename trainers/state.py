@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,20 +44,24 @@ def save_state(path: Path, model: Any, optimizer: Any, history: History) -> None
     write_atomically(path, file.getvalue())
 
 
-def restore_state(path: Path, model: Any, optimizer: Any) -> History:
-    """The history that was saved; every variable has its saved value again.
+def restore_state(
+    path: Path, model: Any, optimizer_after: Callable[[int], Any]
+) -> tuple[History, Any]:
+    """The history that was saved, and its optimizer; every variable has its saved value again.
 
+    optimizer_after: Number of epochs -> the optimizer that has trained the last of them, built.
     Raises: Damaged if the file is not that of such a training.
     """
-    optimizer.build(model.trainable_variables)
-    variables = variables_of(model, optimizer)
     try:
         with np.load(path, allow_pickle=False) as saved:
+            history = History(json.loads(str(saved["epochs"])), saved["losses"])
+            optimizer = optimizer_after(len(history.epochs))
+            variables = variables_of(model, optimizer)
             if len(saved.files) != len(variables) + 2:
                 raise ValueError(f"{len(saved.files) - 2} variables, expected {len(variables)}")
             for i, variable in enumerate(variables):
                 variable.assign(saved[f"{i:05d}"])
-            return History(json.loads(str(saved["epochs"])), saved["losses"])
+            return history, optimizer
     except Exception as err:  # NumPy and zipfile raise nearly every type there is
         reason = (str(err).splitlines() or [type(err).__name__])[0]
         raise Damaged(

@@ -14,13 +14,15 @@ from datasets.schema import canonical_json
 from pipeline.job import differences
 from pipeline.report import Report, duration
 from pipeline.stream import import_tensorflow
+from trainers.backbones import split_at_features
 from trainers.config import ARITHMETIC, TrainConfig, identity, origin, resolved
 from trainers.data import Data, open_data
 from trainers.evaluate import CONFIG, ENSEMBLE, load_model
-from trainers.fit import STATE, make_optimizer, run_epochs
+from trainers.features import as_features
+from trainers.fit import STATE, restored, run_epochs
 from trainers.models import build
 from trainers.results import TensorBoard, finish, finish_ensemble
-from trainers.state import History, restore_state
+from trainers.state import History
 
 
 def train(config: TrainConfig, n_members: int, report: Report) -> dict[str, Any]:
@@ -110,9 +112,14 @@ def train_one(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]
     with strategy.scope():
         precision = "mixed_bfloat16" if config.mixed_precision else "float32"
         model = build(config.model, data.shape, len(data.classes), precision)
-        optimizer = make_optimizer(config, data.train.steps_per_epoch)
-        history = prepare_run(config, data, model, optimizer)
-        n_copies = data.train.source.n_copies
+        is_begun = prepare_run(config, data)
+        learner, shown = model, data
+        if config.model.transfer and config.model.transfer.mode == "freeze":
+            learner, shown = split_at_features(model)[1], as_features(config, data, model, report)
+        history, optimizer = History(), None
+        if is_begun:
+            history, optimizer = restored(config, learner, shown, config.out / STATE)
+        n_copies = shown.train.source.n_copies
         if config.data.per_epoch == "one-copy" and (config.epochs or 0) > n_copies:
             report.say(
                 f"there are {n_copies} copies and {config.epochs} epochs: after the last copy the "
@@ -120,7 +127,7 @@ def train_one(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]
                 event="copies",
             )
         started, board = time.monotonic(), TensorBoard(config.out, history.epochs)
-        for epoch in run_epochs(config, data, model, optimizer, history, report):
+        for epoch in run_epochs(config, shown, learner, history, optimizer, report):
             board.write(epoch)
             report.say(
                 f"epoch {epoch['epoch']} of {config.epochs}: loss {epoch['loss']:.4f}, accuracy "
@@ -135,8 +142,8 @@ def train_one(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]
     return result
 
 
-def prepare_run(config: TrainConfig, data: Data, model: Any, optimizer: Any) -> History:
-    """The epochs that are done: none in a new folder, those of the state where a run goes on.
+def prepare_run(config: TrainConfig, data: Data) -> bool:
+    """Makes the run folder, or finds it; whether epochs of this run are done there.
 
     Raises: OutputError if the folder holds anything else, or --resume is missing.
     """
@@ -156,9 +163,7 @@ def prepare_run(config: TrainConfig, data: Data, model: Any, optimizer: Any) -> 
         earlier = stored["earlier"] + ([stored["run"]] if stored["run"] != as_json(known) else [])
     stored = {"run": known, "origin": origin(config), "earlier": earlier}
     write_atomically(out / CONFIG, canonical_json(stored).encode())
-    if is_new or not (out / STATE).is_file():
-        return History()
-    return restore_state(out / STATE, model, optimizer)
+    return not is_new and (out / STATE).is_file()
 
 
 def as_json(value: dict[str, Any]) -> dict[str, Any]:
