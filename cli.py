@@ -565,6 +565,22 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of finished runs, tested on the same images.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for figures and pictures.")] = Path("compare"),
+    log_format: Log = LogFormat.text,
+    quiet: Quiet = False,
+) -> None:
+    """Say how runs differ, and whether one guesses better on the same images or may be lucky."""
+    from pipeline.report import Report
+    from trainers.compare import compare as run
+
+    print(run(runs, out, Report(quiet=quiet, log_format=log_format.value)))
+
+
+@app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="Output of `pipeline augment`.")],
     deep: Annotated[

@@ -220,12 +220,14 @@ def fitted(text: str, font: object, width: int) -> str:
 
 
 def wrapped(text: str, font: object) -> list[str]:
-    """Lines no wider than a tile."""
-    lines = [""]
-    for word in (fitted(part, font, TILE_PX) for part in text.split("  ")):
-        longer = f"{lines[-1]}  {word}".strip()
-        if font.getlength(longer) <= TILE_PX or not lines[-1]:  # type: ignore[attr-defined]
-            lines[-1] = longer
-        else:
-            lines.append(word)
+    """Lines no wider than a tile: those of the text, broken between two spaces."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        lines.append("")
+        for word in (fitted(part, font, TILE_PX) for part in line.split("  ")):
+            longer = f"{lines[-1]}  {word}".strip()
+            if font.getlength(longer) <= TILE_PX or not lines[-1]:  # type: ignore[attr-defined]
+                lines[-1] = longer
+            else:
+                lines.append(word)
     return lines

@@ -1,19 +1,25 @@
-"""Pictures of a training: curves, confusion, and the mistakes that it was surest of."""
+"""Pictures of a training: curves, confusion, and the mistakes that it was surest of; and of several
+trainings: their curves together, and the images on which two differ."""
 
 from __future__ import annotations
 
+import textwrap
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.preview import Sheet, Tile, draw
+from pipeline.preview import TILE_PX, Sheet, Tile, draw
 from pipeline.stream import Images
 from trainers.evaluate import Evaluation
 
 MAX_NAMED = 30  # classes; more names would not be legible
 N_MISTAKES = 32
+N_COLUMNS = 8
+CAPTION_CHARS = 20  # as wide as a tile, unless they are wide letters
+BLANK = Tile(np.full((1, TILE_PX, 1), 255, np.uint8), "")  # makes no row higher
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -76,6 +82,63 @@ def mistakes(found: Evaluation, source: Images, shown: np.ndarray, path: Path) -
         Tile(image, f"{classes[found.guesses[i]]} ({sure[i]:.0%})  is {classes[found.labels[i]]}")
         for i, image in zip(worst, source.images(shown[worst], 0), strict=True)
     ]
-    rows = [tiles[i : i + 8] for i in range(0, len(tiles), 8)]
+    rows = [tiles[i : i + N_COLUMNS] for i in range(0, len(tiles), N_COLUMNS)]
     title = f"{len(wrong)} of {len(shown)} wrong, the surest first"
     draw(Sheet(title, [""] * len(rows), [], rows), path)
+
+
+def curves_together(
+    names: Sequence[str], histories: Sequence[list[list[dict[str, Any]]]], path: Path
+) -> None:
+    """The curves of runs over one another, a colour a run; all members' of an ensemble. Validation
+    is a line, training broken; the names are below, where they hide nothing."""
+    import matplotlib as mpl
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    n = len(names)
+    few, many = mpl.colormaps["tab10"], mpl.colormaps["turbo"]
+    colours = few(np.arange(n)) if n <= 10 else many(np.linspace(0.05, 0.95, n))
+    labels = [name if len(name) <= 80 else f"…{name[-79:]}" for name in names]
+    n_columns = max(1, min(4, n + 2, 110 // (max(map(len, labels)) + 6)))
+    figure = new_figure(9, 3.6 + 0.22 * -(-(n + 2) // n_columns))
+    marker = "." if max(len(h) for several in histories for h in several) <= 20 else ""
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for colour, several in zip(colours, histories, strict=True):
+            for history in several:
+                epochs = [epoch["epoch"] for epoch in history]
+                look = {"color": colour, "marker": marker, "lw": 1.5 if len(several) == 1 else 0.8}
+                axes.plot(epochs, [e[f"val_{name}"] for e in history], **look)
+                axes.plot(epochs, [e[name] for e in history], **look, ls="--", alpha=0.5)
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    lines = [
+        *(
+            Line2D([], [], color=c, label=f"{i}  {text}")
+            for i, (c, text) in enumerate(zip(colours, labels, strict=True), 1)
+        ),
+        Line2D([], [], color="#555555", label="validation"),
+        Line2D([], [], color="#555555", ls="--", alpha=0.5, label="training"),
+    ]
+    legend = figure.legend(handles=lines, loc="outside lower left", ncols=n_columns, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    save(figure, path)
+
+
+def changes(title: str, sides: Sequence[tuple[str, list[Tile]]], path: Path) -> None:
+    """Images in rows that are named by their side; as wide as the title needs, however few."""
+    names, rows = [], []
+    for name, tiles in sides:
+        for start in range(0, len(tiles), N_COLUMNS):
+            row = tiles[start : start + N_COLUMNS]
+            names.append(name)
+            rows.append(row + [BLANK] * (N_COLUMNS - len(row)))
+    draw(Sheet(title, names or [""], [], rows or [[BLANK] * N_COLUMNS]), path)
+
+
+def lines_of(*texts: str) -> str:
+    """A caption with each text on a line of its own, or on several: a sheet would cut it."""
+    return "\n".join(line for text in texts for line in textwrap.wrap(text, CAPTION_CHARS))

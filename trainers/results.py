@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import platform
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datasets.commit import write_atomically
+from datasets.errors import UserError
 from datasets.schema import canonical_json
 from trainers import pictures
 from trainers.config import TrainConfig, devices
 from trainers.data import Data
 from trainers.evaluate import (
+    CONFIG,
+    ENSEMBLE,
     MODEL,
     PREDICTIONS,
     Evaluation,
+    Predictions,
     evaluate,
+    members,
     predictor,
+    read_config,
+    read_predictions,
     save_predictions,
 )
-from trainers.fit import best_epoch
+from trainers.fit import HISTORY, best_epoch
 from trainers.state import History
 
 RESULT, TENSORBOARD = "result.json", "tensorboard"
+COST = ("parameters", "epochs", "seconds")
 
 
 class TensorBoard:
@@ -118,3 +129,92 @@ def finish_ensemble(
     draw(found, data, out)
     write_atomically(out / RESULT, canonical_json(result).encode())
     return result
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run folder says; an ensemble's options are those of its first member.
+
+    name: What to call it. config: As `read_config` gives it, and the number of networks in `run`.
+    cost: Parameters, epochs and seconds, of all members together; None where one does not say.
+    histories: The epochs of the run, or of each member.
+    """
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    result: dict[str, Any]
+    cost: dict[str, Any]
+    histories: list[list[dict[str, float]]]
+    guessed: Predictions
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.config["run"]["classes"])
+
+    @property
+    def right(self) -> np.ndarray:
+        return self.guessed.labels == self.guessed.guesses
+
+
+def read_run(path: Path, name: str) -> Run:
+    """Raises: UserError if there is no run, or it is not finished, or damaged."""
+    if not (path / CONFIG).is_file() and not (path / ENSEMBLE).is_file():
+        found = "is no run of `pipeline train`" if path.exists() else "no such folder"
+        raise UserError(f"{path}: {found}; name the folder of a finished run")
+    for file in (RESULT, PREDICTIONS):
+        if not (path / file).is_file():
+            raise UserError(
+                f"{path}: has no {file}: the run is not finished; the same `pipeline train` with "
+                "--resume finishes it"
+            )
+    parts = members(path)
+    config, result = read_config(parts[0]), read_result(path)
+    config["run"]["ensemble"] = len(parts)
+    if not isinstance(config["run"].get("classes"), list):
+        raise UserError(f"{parts[0] / CONFIG}: does not say the classes; train that run anew")
+    costs = {key: [read_result(part).get(key) for part in parts] for key in COST}
+    run = Run(
+        name=name,
+        path=path,
+        config=config,
+        result=result,
+        cost={k: None if None in values else sum(values) for k, values in costs.items()},
+        histories=[read_history(part) for part in parts],
+        guessed=read_predictions(path / PREDICTIONS, len(config["run"]["classes"])),
+    )
+    if len(run.right) != result["n"] or run.right.mean() != result["accuracy"]:
+        raise UserError(
+            f"{path}: {PREDICTIONS} and {RESULT} are not of one evaluation; the same `pipeline "
+            "train` with --resume writes both anew"
+        )
+    return run
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What `result.json` says, with its accuracy and loss under these names too.
+
+    Raises: UserError if it is missing or damaged.
+    """
+    try:
+        result: dict[str, Any] = json.loads((path / RESULT).read_text())
+        named = {name: float(result[f"{result['split']}_{name}"]) for name in ("accuracy", "loss")}
+        return {**result, **named, "n": result["n"]}
+    except (OSError, ValueError, LookupError, TypeError) as err:
+        raise UserError(
+            f"{path / RESULT}: is missing or damaged; the same `pipeline train` with --resume "
+            "writes it anew"
+        ) from err
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Number, losses and accuracies of each epoch.
+
+    Raises: UserError if they are missing or damaged.
+    """
+    try:
+        rows = csv.DictReader((path / HISTORY).read_text().splitlines())
+        names = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy")
+        return [{name: float(row[name]) for name in names} for row in rows]
+    except (OSError, ValueError, LookupError, TypeError, csv.Error) as err:
+        raise UserError(f"{path / HISTORY}: is missing or damaged; leave that run out") from err
