@@ -581,6 +581,80 @@ def compare(
 
 
 @app.command()
+def visualize(
+    model: Annotated[Path, typer.Argument(help="Run folder, or a .keras or .h5 file.")],
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Only list the layers and what they give.")
+    ] = False,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Draw its kernels and feature maps; repeatable.",
+            show_default="the first convolution, and the last layer with maps",
+        ),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="File to look at; repeatable.", show_default="samples of a data set"),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Name or path.", show_default="the run's")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where known data sets lie.",
+            envvar="PIPELINE_DATA",
+            show_default="the run's, or ~/.cache/augmentation-pipeline",
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="The split to take samples of.")] = "test",
+    samples: Annotated[int, typer.Option(min=1, max=40, help="Samples, chosen by hash.")] = 4,
+    class_name: Annotated[
+        str | None,
+        typer.Option("--class", help="Of Grad-CAM.", show_default="the likeliest of each image"),
+    ] = None,
+    channels: Annotated[
+        int, typer.Option(min=1, max=64, help="Feature maps of each layer, the strongest.")
+    ] = 16,
+    image_size: Annotated[
+        str | None, typer.Option(help="S or HxW pixels, for a model that takes any size.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the pictures.", show_default="pictures in or beside the model"
+        ),
+    ] = None,
+    log_format: Log = LogFormat.text,
+    quiet: Quiet = False,
+) -> None:
+    """Draw what a trained model has learnt: kernels, feature maps, and Grad-CAM."""
+    from pipeline.report import Report
+    from trainers.visualize import VisualizeConfig, list_layers
+    from trainers.visualize import visualize as draw
+
+    config = VisualizeConfig(
+        path=model,
+        default_data_dir=DATA_DIR,
+        layers=tuple(layer or ()),
+        images=tuple(image or ()),
+        dataset=dataset,
+        data_dir=data_dir,
+        split=split,
+        samples=samples,
+        class_name=class_name,
+        channels=channels,
+        image_size=parse_size(image_size),
+        out=out,
+    )
+    if layers:
+        print(list_layers(config))
+    else:
+        print(draw(config, Report(quiet=quiet, log_format=log_format.value)))
+
+
+@app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="Output of `pipeline augment`.")],
     deep: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,13 +49,19 @@ class Tile:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Rows of tiles with a title; each row is named by its class, each column by its copy."""
+    """Rows of tiles with a title; each row is named by its class, each column by its copy.
+
+    note: How to read the sheet, below a title that is then never cut, instead of names of columns.
+    tile_px: The longer side of every image.
+    """
 
     title: str
     names: list[str]
     copies: list[int]
     rows: list[list[Tile]]
     bad: list[str] = field(default_factory=list)
+    note: str = ""
+    tile_px: int = TILE_PX
 
 
 def caption(params: dict[str, float], library: str | None) -> str:
@@ -166,26 +173,34 @@ def draw(sheet: Sheet, out: Path) -> str:
     from PIL import Image, ImageDraw, ImageFont
 
     large, small = ImageFont.load_default(15), ImageFont.load_default(11)
-    scaled = [[enlarged(tile.image) for tile in row] for row in sheet.rows]
-    lines = [[wrapped(tile.caption, small) for tile in row] for row in sheet.rows]
+    scaled = [[enlarged(tile.image, sheet.tile_px) for tile in row] for row in sheet.rows]
+    lines = [[wrapped(tile.caption, small, sheet.tile_px) for tile in row] for row in sheet.rows]
     heights = [
         max(image.height for image in row) + LINE_PX * max(map(len, captions)) + MARGIN_PX
         for row, captions in zip(scaled, lines, strict=True)
     ]
     n_columns = max([1, *map(len, sheet.rows)])
-    width = LEFT_PX + n_columns * (TILE_PX + MARGIN_PX)
+    left, step = LEFT_PX if any(sheet.names) else MARGIN_PX, sheet.tile_px + MARGIN_PX
+    width = left + n_columns * step
+    if sheet.note:
+        longest = max(large.getlength(sheet.title), small.getlength(sheet.note))
+        width = max(width, math.ceil(longest) + 2 * MARGIN_PX)
     canvas = Image.new("RGB", (width, TOP_PX + sum(heights)), "white")
     pen = ImageDraw.Draw(canvas)
     pen.text((MARGIN_PX, 10), fitted(sheet.title, large, width - 2 * MARGIN_PX), "black", large)
+    pen.text((MARGIN_PX, TOP_PX - LINE_PX - 8), sheet.note, "#777777", small)
     for column, copy in enumerate(sheet.copies):
-        x = LEFT_PX + column * (TILE_PX + MARGIN_PX)
+        x = left + column * step
         pen.text((x, TOP_PX - LINE_PX - 6), f"copy {copy}", "#777777", small)
     y = TOP_PX
     for name, row, captions, height in zip(sheet.names, scaled, lines, heights, strict=True):
         middle = y + max(image.height for image in row) // 2 - LINE_PX // 2
         pen.text((MARGIN_PX, middle), fitted(name, small, LEFT_PX - 20), "black", small)
         for column, (image, caption) in enumerate(zip(row, captions, strict=True)):
-            x = LEFT_PX + column * (TILE_PX + MARGIN_PX)
+            x = left + column * step
+            if sheet.note:  # white tiles would have no end
+                box = (x - 1, y - 1, x + image.width, y + image.height)
+                pen.rectangle(box, outline="#cccccc")
             canvas.paste(image, (x, y))
             for n, line in enumerate(caption):
                 pen.text((x, y + image.height + 3 + LINE_PX * n), line, "#444444", small)
@@ -199,12 +214,12 @@ def draw(sheet: Sheet, out: Path) -> str:
     return "\n".join([shown, *(f"not shown: {reason}" for reason in sheet.bad)])
 
 
-def enlarged(pixels: np.ndarray) -> Image.Image:
+def enlarged(pixels: np.ndarray, tile_px: int = TILE_PX) -> Image.Image:
     """(H, W, C) uint8 as large as a tile: without smoothing if it grows, averaged if it shrinks."""
     from PIL import Image
 
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    scale = TILE_PX / max(image.size)
+    scale = tile_px / max(image.size)
     shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
     return image.resize(shape, how)
@@ -219,14 +234,14 @@ def fitted(text: str, font: object, width: int) -> str:
     return text + "…"
 
 
-def wrapped(text: str, font: object) -> list[str]:
+def wrapped(text: str, font: object, tile_px: int) -> list[str]:
     """Lines no wider than a tile: those of the text, broken between two spaces."""
     lines: list[str] = []
     for line in text.split("\n"):
         lines.append("")
-        for word in (fitted(part, font, TILE_PX) for part in line.split("  ")):
+        for word in (fitted(part, font, tile_px) for part in line.split("  ")):
             longer = f"{lines[-1]}  {word}".strip()
-            if font.getlength(longer) <= TILE_PX or not lines[-1]:  # type: ignore[attr-defined]
+            if font.getlength(longer) <= tile_px or not lines[-1]:  # type: ignore[attr-defined]
                 lines[-1] = longer
             else:
                 lines.append(word)

@@ -75,14 +75,21 @@ class Predictions:
     sureness: np.ndarray
 
 
+def softmax_of(model: Any) -> Any:
+    """The layer whose softmax a model ends with, as others' do; None where it ends with logits."""
+    last = model
+    while getattr(last, "layers", None):  # the last layer may be a model of its own
+        last = last.layers[-1]
+    ends = type(last).__name__, getattr(getattr(last, "activation", None), "__name__", "")
+    return last if "Softmax" in ends or "softmax" in ends else None
+
+
 def predictor(model: Any, shape: tuple[int, ...], dtype: str = "uint8") -> Any:
     """A graph from (B, *shape) images, or features, to (B, n_classes) float32 probabilities; made
     once a model, since making it takes longer than running it."""
     import tensorflow as tf
 
-    last = (getattr(model, "layers", None) or [model])[-1]
-    ends = type(last).__name__, getattr(getattr(last, "activation", None), "__name__", "")
-    is_done = "Softmax" in ends or "softmax" in ends  # others' models; ours end with logits
+    is_done = softmax_of(model) is not None
 
     def predict(images: Any) -> Any:
         out = tf.cast(model(images), tf.float32)
