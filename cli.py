@@ -515,6 +515,44 @@ def train(
 
 
 @app.command()
+@with_options_of(training)
+def crossval(
+    config: TrainConfig,
+    folds: Annotated[
+        int, typer.Option(min=2, max=1000, help="So many parts, each tested once.")
+    ] = 5,
+    log_format: Log = LogFormat.text,
+    quiet: Quiet = False,
+) -> None:
+    """Train on all folds of a data set but one, for each of them, and say what that is worth."""
+    from pipeline.report import Report
+    from trainers.crossval import crossval as run
+
+    print(run(config, folds, Report(quiet=quiet, log_format=log_format.value)))
+
+
+@app.command()
+@with_options_of(training)
+def ablate(
+    config: TrainConfig,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=100, help="Trainings of each, with the seeds that follow.")
+    ] = 3,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a running Dask scheduler whose workers train.")
+    ] = None,
+    log_format: Log = LogFormat.text,
+    quiet: Quiet = False,
+) -> None:
+    """Leave out each op of the policy and each regularizer, and say what that costs."""
+    from pipeline.report import Report
+    from trainers.ablate import ablate as run
+
+    at_once = len(os.sched_getaffinity(0)) // config.threads
+    print(run(config, seeds, scheduler, at_once, Report(quiet=quiet, log_format=log_format.value)))
+
+
+@app.command()
 def evaluate(
     runs: Annotated[
         list[Path], typer.Argument(help="Run folders, .keras or .h5 files; several are averaged.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,24 @@ class Policy:
         if self.fill != Fill():
             parts.append(repr(self.fill))
         return "|".join(parts) or "none"
+
+    @property
+    def op_names(self) -> list[str]:
+        """Of all ops, library ops last; a second `rotate` is `rotate 2`."""
+        names = [op.name for op in (*self.ops, *self.library)]
+        seen = occurrences(names)
+        return [f"{name} {n + 1}" if n else name for name, n in zip(names, seen, strict=True)]
+
+    def without(self, i: int) -> Policy:
+        """The same, but that op of all is never applied. It stays in its place, with p=0, so that
+        the draws of the others are what they were, those of a second op of its name too."""
+        if i < len(self.ops):
+            off = replace(self.ops[i], p=0.0)
+            return replace(self, ops=(*self.ops[:i], off, *self.ops[i + 1 :]))
+        i -= len(self.ops)
+        kept = [pair for pair in self.library[i].arguments if pair[0] != "p"]
+        switched = replace(self.library[i], arguments=tuple(sorted([*kept, ("p", 0.0)])))
+        return replace(self, library=(*self.library[:i], switched, *self.library[i + 1 :]))
 
     @property
     def geometric(self) -> tuple[tuple[int, Op], ...]:

@@ -48,6 +48,7 @@ class Data:
     """One data set. No sample of `validation` is in `train`, in any copy.
 
     validation, test: The images, and the positions of the samples.
+    fold: Of a cross-validation: its number and that of all; it is what tests.
     """
 
     train: Stream
@@ -57,6 +58,7 @@ class Data:
     engine: str
     policy: str
     augment_seed: int
+    fold: tuple[int, int] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,10 +91,28 @@ def open_data(config: DataConfig, report: Report) -> Data:
             f"the test images are {test.shape[1]}x{test.shape[0]} pixels, those to train on "
             f"{source.shape[1]}x{source.shape[0]}; give --image-size"
         )
-    # Shards without originals, read as a data set, give copies: all of a sample lie on one side.
-    origins = [COPY_SUFFIX.sub("", name) for name in source.ids]
-    held_out = is_held_out(origins, config.val_fraction, "validation")[source.usable]
-    shown, kept = source.usable[~held_out], source.usable[held_out]
+    tested = None if test is None else (test, test.usable)
+    return parted(config, source, source.usable, tested)
+
+
+def origins_of(source: Images) -> list[str]:
+    """The sample that each position is of: shards without originals, read as a data set, give
+    copies, all of which belong together."""
+    return [COPY_SUFFIX.sub("", name) for name in source.ids]
+
+
+def parted(
+    config: DataConfig,
+    source: Images,
+    positions: np.ndarray,
+    test: tuple[Images, np.ndarray] | None,
+) -> Data:
+    """Samples at these positions to train on and, held out by hash, to validate with.
+
+    Raises: UserError if nothing is left of one of them.
+    """
+    held_out = is_held_out(origins_of(source), config.val_fraction, "validation")[positions]
+    shown, kept = positions[~held_out], positions[held_out]
     if not len(shown) or not len(kept):
         raise UserError(
             f"--val-fraction {config.val_fraction:g}: leaves {len(shown)} samples to train on and "
@@ -105,7 +125,7 @@ def open_data(config: DataConfig, report: Report) -> Data:
     return Data(
         train=Stream(images, shown, config.batch_size, config.order_seed),
         validation=(source, in_blocks(source, kept)),
-        test=None if test is None else (test, in_blocks(test, test.usable)),
+        test=None if test is None else (test[0], in_blocks(*test)),
         classes=source.classes,
         engine=config.engine,
         policy=str(source.policy),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from datasets.commit import write_atomically
 from datasets.errors import UserError
 from pipeline.online import open_images
 from pipeline.plan import AugmentConfig
@@ -19,7 +17,6 @@ from pipeline.report import Report
 from pipeline.stream import Images, Stream, import_tensorflow
 
 CONFIG, ENSEMBLE, MODEL = "config.json", "ensemble.json", "model.keras"
-PREDICTIONS = "predictions.parquet"
 BATCH = 256
 
 
@@ -62,19 +59,6 @@ class Evaluation:
         return self.probabilities.argmax(1)
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What was guessed for n samples, which are sorted by their ids.
-
-    labels, guesses: (n,) int64. sureness: (n,) float32, the probability of each guess.
-    """
-
-    ids: list[str]
-    labels: np.ndarray
-    guesses: np.ndarray
-    sureness: np.ndarray
-
-
 def softmax_of(model: Any) -> Any:
     """The layer whose softmax a model ends with, as others' do; None where it ends with logits."""
     last = model
@@ -109,7 +93,11 @@ def evaluate(
             stream = Stream(source, shown, BATCH, order_seed=None, copy=copy)
             batches = (stream.batch(step)[0] for step in range(stream.steps_per_epoch))
             total += np.concatenate([predict(images).numpy() for images in batches])
-    probabilities = total / (len(predictors) * (n_copies + 1))
+    return evaluation(source, shown, total / (len(predictors) * (n_copies + 1)))
+
+
+def evaluation(source: Images, shown: np.ndarray, probabilities: np.ndarray) -> Evaluation:
+    """What these probabilities are worth, of the samples at the positions `shown`."""
     labels = source.labels[shown]
     likelihood = np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)
     right = probabilities.argmax(1) == labels
@@ -124,57 +112,6 @@ def evaluate(
             if (labels == i).any()
         },
     )
-
-
-def save_predictions(path: Path, source: Images, shown: np.ndarray, found: Evaluation) -> None:
-    """Writes a row for each sample that was evaluated: sample_id, label, guess and the float32
-    probabilities of all classes, in the order of the labels."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = {
-        "sample_id": pa.array([source.ids[i] for i in shown], pa.string()),
-        "label": pa.array(found.labels, pa.int64()),
-        "guess": pa.array(found.guesses, pa.int64()),
-        "probabilities": pa.FixedSizeListArray.from_arrays(
-            pa.array(found.probabilities.ravel(), pa.float32()), found.probabilities.shape[1]
-        ),
-    }
-    file = io.BytesIO()
-    pq.write_table(pa.table(rows), file, write_page_checksum=True)
-    write_atomically(path, file.getvalue())
-
-
-def read_predictions(path: Path, n_classes: int) -> Predictions:
-    """The rows of `save_predictions`, in the order of their sample ids.
-
-    Raises: UserError if it holds anything else.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    try:
-        names = ["sample_id", "label", "guess", "probabilities"]
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        table = file.read(names).sort_by("sample_id")
-        ids = table["sample_id"].to_pylist()
-        flat = pc.list_flatten(table["probabilities"]).to_numpy()
-        probabilities = flat.reshape(len(ids), n_classes)
-        labels, guesses = table["label"].to_numpy(), table["guess"].to_numpy()
-        if len({*ids}) < len(ids) or not all(isinstance(name, str) for name in ids):
-            raise ValueError("its sample ids are not unique strings")
-        if labels.dtype != np.int64 or not ((labels >= 0) & (labels < n_classes)).all():
-            raise ValueError(f"its labels are not whole numbers below {n_classes}")
-        if guesses.dtype != np.int64 or (guesses != probabilities.argmax(1)).any():
-            raise ValueError("its guesses are not the most probable classes")
-    except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as err:
-        reason = (str(err).splitlines() or [type(err).__name__])[0]
-        raise UserError(
-            f"{path}: cannot be read as predictions: {reason}; the same `pipeline train` with "
-            "--resume writes it anew"
-        ) from err
-    return Predictions(ids, labels, guesses, probabilities.max(1))
 
 
 def load_model(path: Path) -> Any:

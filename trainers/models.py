@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,14 @@ def normalized(x: Tensor, config: ModelConfig) -> Tensor:
     return activation(batch_normalization(x) if config.batch_norm else x, config)
 
 
+def dropout(x: Tensor, rate: float) -> Tensor:
+    """Leaves out a share of the activations. A seed is taken from Python's generator whatever the
+    rate is: without dropout too, the initial weights of what follows are the same."""
+    from keras import layers
+
+    return layers.Dropout(rate, seed=random.randrange(2**31))(x)
+
+
 def scaled(x: Tensor) -> Tensor:
     """Pixels from 0 to 255 -> -1 to 1."""
     from keras import layers
@@ -110,9 +119,9 @@ def textbook(x: Tensor, config: ModelConfig) -> Tensor:
     for filters in (32, 64):
         for _ in range(2):
             x = normalized(convolution(x, filters, config), config)
-        x = layers.Dropout(rate / 2)(layers.MaxPooling2D()(x))
+        x = dropout(layers.MaxPooling2D()(x), rate / 2)
     x = layers.Dense(512, **penalties(config))(layers.Flatten()(x))
-    return layers.Dropout(rate)(activation(x, config))
+    return dropout(activation(x, config), rate)
 
 
 def residual(x: Tensor, config: ModelConfig) -> Tensor:
@@ -130,7 +139,7 @@ def residual(x: Tensor, config: ModelConfig) -> Tensor:
         x = normalized(layers.MaxPooling2D()(convolution(x, filters, config)), config)
         x = layers.Add()([x, normalized(convolution(x, filters, config), config)])
     x = layers.GlobalMaxPooling2D()(x)
-    return layers.Dropout(config.dropout or 0.0)(x)
+    return dropout(x, config.dropout or 0.0)
 
 
 def transferred(x: Tensor, config: ModelConfig) -> Tensor:
@@ -143,7 +152,7 @@ def transferred(x: Tensor, config: ModelConfig) -> Tensor:
         x = layers.ActivityRegularization(l1=config.activity_l1)(x)
     if config.batch_norm:
         x = batch_normalization(x)
-    return layers.Dropout(config.dropout or 0.0)(x)
+    return dropout(x, config.dropout or 0.0)
 
 
 MODELS = {

@@ -142,3 +142,43 @@ def changes(title: str, sides: Sequence[tuple[str, list[Tile]]], path: Path) -> 
 def lines_of(*texts: str) -> str:
     """A caption with each text on a line of its own, or on several: a sheet would cut it."""
     return "\n".join(line for text in texts for line in textwrap.wrap(text, CAPTION_CHARS))
+
+
+def folds(accuracy: dict[str, Any], path: Path) -> None:
+    """The accuracy of each fold, their mean, and its interval as a band."""
+    each = [100 * value for value in accuracy["each"]]
+    figure = new_figure(6.4, 3.2)
+    axes = figure.subplots()
+    axes.axhspan(100 * accuracy["low"], 100 * accuracy["high"], color="#1f77b4", alpha=0.15, lw=0)
+    axes.axhline(100 * accuracy["mean"], color="#1f77b4", lw=1.5)
+    axes.plot(range(1, len(each) + 1), each, "o", color="#333333")
+    axes.set(xlabel="fold", ylabel="accuracy, %", xticks=range(1, len(each) + 1))
+    axes.set_title("line: mean; band: its 95 % interval", fontsize="medium", color="#555555")
+    axes.grid(alpha=0.3, axis="y")
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def contributions(rows: list[dict[str, Any]], n_seeds: int, path: Path) -> None:
+    """What leaving each part out costs, in points of accuracy: a row a part, its mean with the
+    interval, and a dot a seed."""
+    figure = new_figure(8, 1.3 + 0.42 * len(rows))
+    axes = figure.subplots()
+    for row, found in enumerate(rows):
+        cost = found["cost"]
+        axes.plot([100 * v for v in cost["each"]], [row] * n_seeds, "o", color="#bbbbbb", ms=5)
+        if cost["low"] is not None:
+            axes.plot([100 * cost["low"], 100 * cost["high"]], [row, row], color="#1f77b4", lw=2)
+        axes.plot(100 * cost["mean"], row, "D", color="#1f77b4", ms=7)
+    axes.axvline(0, color="#333333", lw=1)
+    axes.set_yticks(range(len(rows)), [found["part"] for found in rows], parse_math=False)
+    axes.invert_yaxis()
+    axes.set(xlabel="points of accuracy that are lost without it (right: it helps)")
+    axes.set_title(
+        f"diamond: mean of {n_seeds} seeds; line: 95 % interval; dots: each seed",
+        fontsize="medium",
+        color="#555555",
+    )
+    axes.grid(alpha=0.3, axis="x")
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)

@@ -16,6 +16,7 @@ import numpy as np
 from datasets.commit import write_atomically
 from datasets.errors import UserError
 from datasets.schema import canonical_json
+from pipeline.stream import Images
 from trainers import pictures
 from trainers.config import TrainConfig, devices
 from trainers.data import Data
@@ -23,17 +24,14 @@ from trainers.evaluate import (
     CONFIG,
     ENSEMBLE,
     MODEL,
-    PREDICTIONS,
     Evaluation,
-    Predictions,
     evaluate,
     members,
     predictor,
     read_config,
-    read_predictions,
-    save_predictions,
 )
 from trainers.fit import HISTORY, best_epoch
+from trainers.predictions import PREDICTIONS, Predictions, read_predictions, save_predictions
 from trainers.state import History
 
 RESULT, TENSORBOARD = "result.json", "tensorboard"
@@ -113,9 +111,13 @@ def finish(config: TrainConfig, data: Data, model: Any, history: History) -> dic
 
 def draw(found: Evaluation, data: Data, out: Path) -> None:
     """What was guessed, and the pictures of it."""
-    source, shown = data.test or data.validation
+    draw_guesses(found, *(data.test or data.validation), out)
+
+
+def draw_guesses(found: Evaluation, source: Images, shown: np.ndarray, out: Path) -> None:
+    """What was guessed of the samples at these positions, and the pictures of it."""
     save_predictions(out / PREDICTIONS, source, shown, found)
-    pictures.confusion(found, data.classes, out / "confusion.png")
+    pictures.confusion(found, source.classes, out / "confusion.png")
     pictures.mistakes(found, source, shown, out / "mistakes.png")
 
 

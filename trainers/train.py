@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,29 +23,53 @@ from trainers.evaluate import CONFIG, ENSEMBLE, load_model
 from trainers.features import as_features
 from trainers.fit import STATE, restored, run_epochs
 from trainers.models import build
-from trainers.results import TensorBoard, finish, finish_ensemble
+from trainers.results import RESULT, TensorBoard, finish, finish_ensemble
 from trainers.state import History
 
 
-def train(config: TrainConfig, n_members: int, report: Report) -> dict[str, Any]:
+def train(
+    config: TrainConfig, n_members: int, report: Report, is_part: bool = False
+) -> dict[str, Any]:
     """What `result.json` holds, once the run folder is complete. Of several members each is a run
     in a folder of its own, with the seeds that follow one another, and their guesses are averaged.
 
+    is_part: Of a larger whole: if it is finished it is not made again.
     Raises: UserError of each kind. A run that was killed goes on, to the same weights.
     """
     config = resolved(config)
     if config.seed + n_members > 2**32:
         raise UserError(f"--seed {config.seed}: expected at most {2**32 - n_members}")
+    with training(config):
+        if n_members > 1:
+            return train_ensemble(config, n_members, report)
+        one = train_part if is_part else train_one
+        return one(config, open_data(config.data, report), report)
+
+
+@contextmanager
+def training(config: TrainConfig) -> Iterator[None]:
+    """Within it the run folder is held, and TensorFlow repeats.
+
+    Raises: UserError for what goes wrong with files in it, and for options that exclude each other.
+    """
     if config.gpus > 1 and config.model.activity_l1:
         # Replicas are threads that trace one Keras model, which keeps such losses in one list.
         raise UserError("--activity-l1: with one GPU only; leave it out, or give --gpus 1")
     tf = import_tensorflow(config.threads, config.gpus)
     tf.config.experimental.enable_op_determinism()
+    with training_folder(config):
+        yield
+
+
+@contextmanager
+def training_folder(config: TrainConfig) -> Iterator[None]:
+    """Within it the run folder is held.
+
+    Raises: UserError for what goes wrong with files.
+    """
     try:
         with hold(config.out):
-            if n_members > 1:
-                return train_ensemble(config, n_members, report)
-            return train_one(config, open_data(config.data, report), report)
+            yield
     except ImageError as err:
         raise SourceError(f"an image can no longer be used: {err}") from err
     except OSError as err:
@@ -59,22 +85,40 @@ def train_ensemble(config: TrainConfig, n_members: int, report: Report) -> dict[
     Raises: OutputError if the folder holds anything else.
     """
     out, members = config.out, [config.out / f"member-{i}" for i in range(n_members)]
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is a file; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    listed = canonical_json([member.name for member in members])
-    if any(out.iterdir()) and not (out / ENSEMBLE).is_file():
-        raise OutputError(f"{out}: exists and is no ensemble; choose another --out")
-    if (out / ENSEMBLE).is_file() and (out / ENSEMBLE).read_text() != listed:
-        raise OutputError(f"{out}: is an ensemble of another size; choose another --out")
-    write_atomically(out / ENSEMBLE, listed.encode())
+    begin_whole(out, ENSEMBLE, [member.name for member in members], "ensemble")
     data = open_data(config.data, report)
     for i, member in enumerate(members):
         seed = config.seed + i
         report.say(f"member {i + 1} of {n_members}", event="member", out=str(member))
-        train_one(replace(config, out=member, seed=seed), data.ordered_by(seed), report)
+        train_part(replace(config, out=member, seed=seed), data.ordered_by(seed), report)
     result = finish_ensemble(out, data, [load_model(member) for member in members], members)
     tell(out, result, f"{n_members} members", report)
+    return result
+
+
+def begin_whole(out: Path, file: str, parts: Any, what: str) -> None:
+    """Makes the folder of several runs, each in a folder inside, or finds it.
+
+    file: What tells it from others; parts: what that says of it.
+    Raises: OutputError if the folder holds anything else.
+    """
+    listed = canonical_json(parts)
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is a file; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()) and not (out / file).is_file():
+        raise OutputError(f"{out}: exists and is no {what}; choose another --out")
+    if (out / file).is_file() and (out / file).read_text() != listed:
+        raise OutputError(f"{out}: is another {what}; choose another --out")
+    write_atomically(out / file, listed.encode())
+
+
+def train_part(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]:
+    """The result of a run that is part of several; one that is finished is not made again."""
+    if not (config.out / RESULT).is_file():
+        return train_one(config, data, report)
+    prepare_run(config, data)
+    result: dict[str, Any] = json.loads((config.out / RESULT).read_text())
     return result
 
 

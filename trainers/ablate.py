@@ -1,0 +1,172 @@
+"""`pipeline ablate`: what each op of a policy and each regularizer is worth, one at a time left out.
+
+Every part is left out with the same seeds as nothing is, and then the same order, initial weights
+and draws of all other ops: what differs is the part. So differences are taken seed by seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, replace
+from typing import Any
+
+from datasets.commit import write_atomically
+from datasets.errors import UserError
+from datasets.schema import canonical_json
+from pipeline.policy import resolve_policy
+from pipeline.report import Report
+from pipeline.workers import run
+from trainers import pictures
+from trainers.config import TrainConfig, resolved
+from trainers.intervals import in_percent, spread
+from trainers.results import RESULT
+from trainers.train import begin_whole, train, training_folder
+
+ABLATION, TABLE, PICTURE = "ablation.json", "ablation.csv", "ablation.png"
+NOTHING = "nothing"
+# What each regularizer is without: name -> the network's options.
+REGULARIZERS: dict[str, dict[str, Any]] = {
+    "dropout": {"dropout": 0.0},
+    "weight decay": {"weight_decay": 0.0},
+    "bias decay": {"bias_decay": 0.0},
+    "activity L1": {"activity_l1": 0.0},
+    "batch normalization": {"batch_norm": False},
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: what is left out, and with which seed."""
+
+    left_out: str
+    seed: int
+    config: TrainConfig
+
+
+def variants(config: TrainConfig) -> dict[str, TrainConfig]:
+    """What is left out -> the training without it, nothing first; of a resolved config."""
+    augment = config.data.augment
+    policy = resolve_policy(augment.policy, augment.dataset)
+    found = {NOTHING: config}
+    for i, name in enumerate(policy.op_names):
+        text = str(policy.without(i))
+        data = replace(config.data, augment=replace(augment, policy=text))
+        found[name] = replace(config, data=data)
+    for name, options in REGULARIZERS.items():
+        model = replace(config.model, **options)
+        if model != config.model:
+            found[name] = replace(config, model=model)
+    if config.label_smoothing:
+        found["label smoothing"] = replace(config, label_smoothing=0.0)
+    return found
+
+
+def trials(config: TrainConfig, n_seeds: int) -> list[Trial]:
+    """Every training, seed after seed, so that an interrupted ablation has whole ones."""
+    made = []
+    for i in range(n_seeds):
+        for name, variant in variants(config).items():
+            augment = replace(variant.data.augment, seed=variant.data.augment.seed + i)
+            seed = variant.seed + i
+            data = replace(variant.data, augment=augment, order_seed=seed)
+            folder = config.out / f"without-{name.replace(' ', '-')}" / f"seed-{seed}"
+            # Of a worker that died the run goes on.
+            one = replace(variant, data=data, seed=seed, out=folder, resume=True)
+            made.append(Trial(name, seed, one))
+    return made
+
+
+def ablate(
+    config: TrainConfig, n_seeds: int, scheduler: str | None, n_workers: int, report: Report
+) -> str:
+    """A table for people, once every training is done; one that was interrupted goes on.
+
+    n_workers: Trainings at a time, each in a process of its own; with 1 in this one.
+    scheduler: Address of a Dask scheduler whose workers train instead.
+    Raises: UserError of each kind, as `train` does.
+    """
+    if config.data.offline:
+        raise UserError(
+            f"--offline {config.data.offline}: shards have one policy; give the --dataset that "
+            "they were made from"
+        )
+    config = resolved(config)
+    todo = trials(config, n_seeds)
+    with training_folder(config):
+        whole = {"without": list(variants(config)), "seeds": [config.seed, n_seeds]}
+        begin_whole(config.out, ABLATION, whole, "ablation")
+        results: dict[tuple[str, int], dict[str, Any]] = {}
+        workers = n_workers if n_workers > 1 else 0
+        for trial, result in run(train_trial, todo, workers, scheduler, None):
+            results[trial.left_out, trial.seed] = result
+            report.say(
+                f"{len(results)} of {len(todo)}: without {trial.left_out}, seed {trial.seed}: "
+                f"accuracy {accuracy_of(result):.4f}",
+                event="trial",
+                without=trial.left_out,
+                seed=trial.seed,
+                accuracy=accuracy_of(result),
+            )
+        return finish(config, n_seeds, results)
+
+
+def train_trial(trial: Trial) -> tuple[Trial, dict[str, Any]]:
+    """The trial and its result, in this process or a worker's."""
+    return trial, train(trial.config, 1, Report(quiet=True), is_part=True)
+
+
+def accuracy_of(result: dict[str, Any]) -> float:
+    return float(result[f"{result['split']}_accuracy"])
+
+
+def finish(
+    config: TrainConfig, n_seeds: int, results: dict[tuple[str, int], dict[str, Any]]
+) -> str:
+    """Writes figures and the picture; the table."""
+    names = list(variants(config))
+    seeds = [config.seed + i for i in range(n_seeds)]
+    accuracies = {name: [accuracy_of(results[name, seed]) for seed in seeds] for name in names}
+    rows = []
+    for name in names[1:]:
+        pairs = zip(accuracies[NOTHING], accuracies[name], strict=True)
+        cost = spread([whole - without for whole, without in pairs])
+        rows.append({"part": name, "accuracy": spread(accuracies[name]), "cost": cost})
+    rows.sort(key=lambda row: -row["cost"]["mean"])
+    whole = spread(accuracies[NOTHING])
+    split = results[NOTHING, seeds[0]]["split"]
+    result = {"split": split, "seeds": seeds, "accuracy": whole, "without": rows}
+    write_atomically(config.out / TABLE, as_csv(whole, rows))
+    pictures.contributions(rows, n_seeds, config.out / PICTURE)
+    write_atomically(config.out / RESULT, canonical_json(result).encode())
+    return table(config, split, n_seeds, whole, rows)
+
+
+def as_csv(whole: dict[str, Any], rows: list[dict[str, Any]]) -> bytes:
+    """A line for nothing left out and each part: shares of 1."""
+    file = io.StringIO(newline="")
+    lines = csv.writer(file)
+    figures = ("mean", "std", "low", "high")
+    lines.writerow(["without", *figures, *(f"cost_{name}" for name in figures)])
+    lines.writerow([NOTHING, *(whole[name] for name in figures), *[0.0, 0.0, 0.0, 0.0]])
+    for row in rows:
+        costs = [row["cost"][name] for name in figures]
+        lines.writerow([row["part"], *(row["accuracy"][name] for name in figures), *costs])
+    return file.getvalue().encode()
+
+
+def table(
+    config: TrainConfig,
+    split: str,
+    n_seeds: int,
+    whole: dict[str, Any],
+    rows: list[dict[str, Any]],
+) -> str:
+    width = max(len(NOTHING), *(len(row["part"]) for row in rows)) if rows else len(NOTHING)
+    lines = [f"{'without':{width}}  {split + ' accuracy':13}  lost without it (95 % interval)"]
+    lines.append(f"{NOTHING:{width}}  {100 * whole['mean']:11.1f} %")
+    for row in rows:
+        accuracy = 100 * row["accuracy"]["mean"]
+        lines.append(f"{row['part']:{width}}  {accuracy:11.1f} %  {in_percent(row['cost'], '+')}")
+    seeds = f"{n_seeds} seeds, compared seed by seed" if n_seeds > 1 else "one seed"
+    return "\n".join([*lines, f"{config.out}: {seeds}"])

@@ -1,0 +1,150 @@
+"""`pipeline crossval`: each sample is tested once, by a network that has not seen it or a copy."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.commit import write_atomically
+from datasets.errors import UserError
+from datasets.schema import canonical_json
+from pipeline.report import Report
+from pipeline.stream import Images
+from trainers import pictures
+from trainers.config import TrainConfig, resolved
+from trainers.data import Data, open_data, origins_of, parted
+from trainers.evaluate import Evaluation, evaluation
+from trainers.intervals import in_percent, spread
+from trainers.predictions import PREDICTIONS, read_predictions
+from trainers.results import RESULT, draw_guesses
+from trainers.train import begin_whole, train_part, training
+
+CROSSVAL, FOLDS, PICTURE = "crossval.json", "folds.csv", "folds.png"
+
+
+def folds_of(source: Images, n_folds: int, seed: int) -> np.ndarray:
+    """(n,) the fold of each position, -1 of unusable ones; stratified by class.
+
+    All copies of a sample are in one fold. It depends on ids and labels alone, not on their order,
+    so that the folds from shards are those of the online path.
+    Raises: UserError if there are more folds than samples of every class.
+    """
+    import warnings
+
+    from sklearn.model_selection import StratifiedKFold
+
+    origins = np.array(origins_of(source))
+    names, first = np.unique(origins[source.usable], return_index=True)
+    labels = source.labels[source.usable][first]
+    largest = int(np.bincount(labels).max())
+    if n_folds > largest:
+        raise UserError(f"--folds {n_folds}: no class has more than {largest} samples; give fewer")
+    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    fold_of = np.full(len(names), -1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class with fewer samples than folds is in some of them
+        for fold, (_, tested) in enumerate(splitter.split(names, labels)):
+            fold_of[tested] = fold
+    found = np.full(len(origins), -1)
+    found[source.usable] = fold_of[np.searchsorted(names, origins[source.usable])]
+    return found
+
+
+def fold_data(config: TrainConfig, data: Data, folds: np.ndarray, fold: int, n_folds: int) -> Data:
+    """The data of one training: the fold tests, the others train and validate."""
+    source, _ = data.validation
+    others = np.flatnonzero((folds >= 0) & (folds != fold))
+    tested = np.flatnonzero(folds == fold)
+    parts = parted(config.data, source, others, (source, tested))
+    return replace(parts, fold=(fold + 1, n_folds))
+
+
+def crossval(config: TrainConfig, n_folds: int, report: Report) -> str:
+    """A table for people, once every fold has been trained; one that was interrupted goes on.
+
+    Raises: UserError of each kind, as `train` does.
+    """
+    config = resolved(config)
+    out = config.out
+    with training(config):
+        begin_whole(out, CROSSVAL, {"folds": n_folds}, "cross-validation")
+        data = open_data(config.data, report)
+        source, _ = data.validation
+        folds = folds_of(source, n_folds, config.seed)
+        write_folds(out / FOLDS, source, folds)
+        results = []
+        for fold in range(n_folds):
+            report.say(f"fold {fold + 1} of {n_folds}", event="fold", fold=fold + 1)
+            part = replace(config, out=out / f"fold-{fold + 1}")
+            found = fold_data(config, data, folds, fold, n_folds)
+            results.append(train_part(part, found, report))
+        return finish(out, source, folds, results)
+
+
+def write_folds(path: Path, source: Images, folds: np.ndarray) -> None:
+    """A line for each sample that is used, sorted by its id: sample_id, fold."""
+    file = io.StringIO(newline="")
+    lines = csv.writer(file)
+    lines.writerow(["sample_id", "fold"])
+    order = sorted(np.flatnonzero(folds >= 0).tolist(), key=lambda i: source.ids[i])
+    lines.writerows([source.ids[i], int(folds[i]) + 1] for i in order)
+    write_atomically(path, file.getvalue().encode())
+
+
+def finish(out: Path, source: Images, folds: np.ndarray, results: list[dict[str, Any]]) -> str:
+    """Writes figures and pictures of all folds together; a table of them."""
+    n_folds = len(results)
+    positions, found = together(out, source, folds, n_folds)
+    overlap = 1 / (n_folds - 1)  # test samples of a fold to all others
+    accuracy = spread([result["test_accuracy"] for result in results], overlap)
+    loss = spread([result["test_loss"] for result in results], overlap)
+    result = {
+        "folds": n_folds,
+        "n": len(positions),
+        "accuracy": accuracy,
+        "loss": loss,
+        "per_class": found.per_class,
+        "seconds": round(sum(result["seconds"] for result in results), 3),
+    }
+    draw_guesses(found, source, positions, out)
+    pictures.folds(accuracy, out / PICTURE)
+    write_atomically(out / RESULT, canonical_json(result).encode())
+    return table(out, results, accuracy, loss)
+
+
+def together(
+    out: Path, source: Images, folds: np.ndarray, n_folds: int
+) -> tuple[np.ndarray, Evaluation]:
+    """What was guessed for every sample, by the network of the fold that it is in."""
+    index = {name: i for i, name in enumerate(source.ids)}
+    where, guessed = [], []
+    for fold in range(n_folds):
+        path = out / f"fold-{fold + 1}" / PREDICTIONS
+        predictions = read_predictions(path, len(source.classes))
+        where += [index[name] for name in predictions.ids]
+        guessed.append(predictions.probabilities)
+    positions = np.array(where)
+    assert len(positions) == (folds >= 0).sum()
+    return positions, evaluation(source, positions, np.concatenate(guessed))
+
+
+def table(
+    out: Path, results: list[dict[str, Any]], accuracy: dict[str, Any], loss: dict[str, Any]
+) -> str:
+    """A line a fold, and the mean."""
+    lines = ["fold  accuracy  loss    images"]
+    for i, result in enumerate(results, 1):
+        lines.append(
+            f"{i:4}  {result['test_accuracy']:.4f}    {result['test_loss']:.4f}  {result['n']:6,}"
+        )
+    lines.append(
+        f"mean  {accuracy['mean']:.4f}    {loss['mean']:.4f}\n"
+        f"std   {accuracy['std']:.4f}    {loss['std']:.4f}\n"
+        f"{out}: accuracy {in_percent(accuracy)}, the 95 % interval in brackets"
+    )
+    return "\n".join(lines)
