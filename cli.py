@@ -390,6 +390,7 @@ def train(
         resume=resume,
         inexact=inexact,
         save_h5=save_h5,
+        command=("pipeline", *sys.argv[1:]),
     )
     run(config, ensemble, Report(quiet=quiet, log_format=log_format.value))
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TILE_PX = 128
 LINE_PX = 14
 MARGIN_PX = 16
+PART_LINES = 4  # of one part of a caption
 LEFT_PX, TOP_PX = 120, 56
 SHORT = {
     "shift_x_px": ("shift {:+.1f}", 0.0),
@@ -216,12 +217,28 @@ def fitted(text: str, font: object, width: int) -> str:
 
 
 def wrapped(text: str, font: object) -> list[str]:
-    """Lines no wider than a tile."""
-    lines = [""]
-    for word in (fitted(part, font, TILE_PX) for part in text.split("  ")):
-        longer = f"{lines[-1]}  {word}".strip()
-        if font.getlength(longer) <= TILE_PX or not lines[-1]:  # type: ignore[attr-defined]
+    """Lines no wider than a tile: parts, which two spaces separate, share one where they fit."""
+    lines: list[str] = []
+    for part in text.split("  "):
+        longer = f"{lines[-1]}  {part}".strip() if lines else part
+        if lines and is_narrow(longer, font):
             lines[-1] = longer
         else:
-            lines.append(word)
+            lines += broken(part, font)
     return lines
+
+
+def broken(text: str, font: object) -> list[str]:
+    """Lines no wider than a tile, ended by a space, an underscore or a hyphen where there is one;
+    of a text that would need more than `PART_LINES` the rest is cut."""
+    lines: list[str] = []
+    while not is_narrow(text, font) and len(lines) < PART_LINES - 1:
+        end = next((n for n in range(len(text), 1, -1) if is_narrow(text[:n], font)), 1)
+        mark = 1 + max(text.rfind(mark, 0, end) for mark in " _-")
+        lines.append(text[: mark or end].rstrip())
+        text = text[mark or end :].lstrip()
+    return [*lines, fitted(text, font, TILE_PX)]
+
+
+def is_narrow(text: str, font: object) -> bool:
+    return bool(font.getlength(text) <= TILE_PX)  # type: ignore[attr-defined]

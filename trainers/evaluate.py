@@ -19,7 +19,7 @@ from pipeline.report import Report
 from pipeline.stream import Images, Stream, import_tensorflow
 
 CONFIG, ENSEMBLE, MODEL = "config.json", "ensemble.json", "model.keras"
-PREDICTIONS = "predictions.parquet"
+PREDICTIONS, RESULT = "predictions.parquet", "result.json"
 BATCH = 256
 
 

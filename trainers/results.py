@@ -18,15 +18,17 @@ from trainers.data import Data
 from trainers.evaluate import (
     MODEL,
     PREDICTIONS,
+    RESULT,
     Evaluation,
     evaluate,
     predictor,
     save_predictions,
 )
 from trainers.fit import best_epoch
+from trainers.html_report import ensemble_report, run_report
 from trainers.state import History
 
-RESULT, TENSORBOARD = "result.json", "tensorboard"
+TENSORBOARD = "tensorboard"
 
 
 class TensorBoard:
@@ -96,6 +98,7 @@ def finish(config: TrainConfig, data: Data, model: Any, history: History) -> dic
         (out / f".partial.{name}").rename(out / name)
     pictures.curves(epochs, out / "curves.png")
     draw(found, data, out)
+    run_report(out, result, found, data.classes, epochs)
     write_atomically(out / RESULT, canonical_json(result).encode())
     return result
 
@@ -116,5 +119,6 @@ def finish_ensemble(
     found = evaluate([predictor(model, data.shape) for model in models], source, shown)
     result = figures(found, data.evaluated) | {"members": [member.name for member in members]}
     draw(found, data, out)
+    ensemble_report(out, result, found, data.classes, members)
     write_atomically(out / RESULT, canonical_json(result).encode())
     return result

@@ -146,7 +146,7 @@ def prepare_run(config: TrainConfig, data: Data, model: Any, optimizer: Any) -> 
     for leftover in out.glob(".*.tmp"):
         leftover.unlink()  # of a run that was killed; this one holds the folder
     is_new = not out.exists() or not any(out.iterdir())
-    earlier = []
+    earlier, found_at = [], origin(config)
     if is_new:
         out.mkdir(parents=True, exist_ok=True)
     else:
@@ -154,7 +154,8 @@ def prepare_run(config: TrainConfig, data: Data, model: Any, optimizer: Any) -> 
         refuse_another_run(config, stored["run"], known)
         # Where a run went on with other arithmetic, it says so for ever.
         earlier = stored["earlier"] + ([stored["run"]] if stored["run"] != as_json(known) else [])
-    stored = {"run": known, "origin": origin(config), "earlier": earlier}
+        found_at["command"] = stored["command"] or found_at["command"]  # the one that began it
+    stored = {"run": known, "origin": found_at, "earlier": earlier}
     write_atomically(out / CONFIG, canonical_json(stored).encode())
     if is_new or not (out / STATE).is_file():
         return History()
@@ -177,7 +178,8 @@ def stored_run(config: TrainConfig) -> dict[str, Any]:
         )
     try:
         found = json.loads(path.read_text())
-        return {"run": dict(found["run"]), "earlier": list(found["earlier"])}
+        command = list(dict(found["origin"]).get("command", ()))
+        return {"run": dict(found["run"]), "earlier": list(found["earlier"]), "command": command}
     except (ValueError, LookupError, TypeError):
         raise OutputError(f"{path}: is of something else; choose another --out") from None
 
