@@ -466,6 +466,7 @@ def training(
         resume=resume,
         inexact=inexact,
         save_h5=save_h5,
+        command=("pipeline", *sys.argv[1:]),
     )
 
 

@@ -80,7 +80,7 @@ class Policy:
     @property
     def op_names(self) -> list[str]:
         """Of all ops, library ops last; a second `rotate` is `rotate 2`."""
-        names = [op.name for op in (*self.ops, *self.library)]
+        names = [op.name for op in self.ops] + [op.name for op in self.library]
         seen = occurrences(names)
         return [f"{name} {n + 1}" if n else name for name, n in zip(names, seen, strict=True)]
 
@@ -88,7 +88,7 @@ class Policy:
         """The same, but that op of all is never applied. It stays in its place, with p=0, so that
         the draws of the others are what they were, those of a second op of its name too."""
         if i < len(self.ops):
-            off = replace(self.ops[i], p=0.0)
+            off = replace(self.ops[i], p=0.0)  # type: ignore[type-var]
             return replace(self, ops=(*self.ops[:i], off, *self.ops[i + 1 :]))
         i -= len(self.ops)
         kept = [pair for pair in self.library[i].arguments if pair[0] != "p"]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TILE_PX = 128
 LINE_PX = 14
 MARGIN_PX = 16
+PART_LINES = 4  # of one part of a caption
 LEFT_PX, TOP_PX = 120, 56
 SHORT = {
     "shift_x_px": ("shift {:+.1f}", 0.0),
@@ -235,14 +236,31 @@ def fitted(text: str, font: object, width: int) -> str:
 
 
 def wrapped(text: str, font: object, tile_px: int) -> list[str]:
-    """Lines no wider than a tile: those of the text, broken between two spaces."""
+    """Lines no wider than a tile: parts, which two spaces separate, share one where they fit."""
     lines: list[str] = []
-    for line in text.split("\n"):
-        lines.append("")
-        for word in (fitted(part, font, tile_px) for part in line.split("  ")):
-            longer = f"{lines[-1]}  {word}".strip()
-            if font.getlength(longer) <= tile_px or not lines[-1]:  # type: ignore[attr-defined]
-                lines[-1] = longer
+    for given in text.split("\n"):
+        own: list[str] = []
+        for part in given.split("  "):
+            longer = f"{own[-1]}  {part}".strip() if own else part
+            if own and is_narrow(longer, font, tile_px):
+                own[-1] = longer
             else:
-                lines.append(word)
+                own += broken(part, font, tile_px)
+        lines += own
     return lines
+
+
+def broken(text: str, font: object, tile_px: int) -> list[str]:
+    """Lines no wider than a tile, ended by a space, an underscore or a hyphen where there is one;
+    of a text that would need more than `PART_LINES` the rest is cut."""
+    lines: list[str] = []
+    while not is_narrow(text, font, tile_px) and len(lines) < PART_LINES - 1:
+        end = next((n for n in range(len(text), 1, -1) if is_narrow(text[:n], font, tile_px)), 1)
+        mark = 1 + max(text.rfind(mark, 0, end) for mark in " _-")
+        lines.append(text[: mark or end].rstrip())
+        text = text[mark or end :].lstrip()
+    return [*lines, fitted(text, font, tile_px)]
+
+
+def is_narrow(text: str, font: object, tile_px: int) -> bool:
+    return bool(font.getlength(text) <= tile_px)  # type: ignore[attr-defined]

@@ -44,7 +44,9 @@ def run_killed(*arguments: object, step: str, victim: str, folder: Path) -> int:
         capture_output=True,
         env={
             **os.environ,
-            "PYTHONPATH": str(KILL),
+            "PYTHONPATH": os.pathsep.join(
+                [str(KILL), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
             "KILL_STEP": step,
             "KILL_VICTIM": victim,
             "KILL_MARKER": str(marker),

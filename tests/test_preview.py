@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from numpy.testing import assert_array_equal
-from PIL import Image
+from PIL import Image, ImageFont
 
 from datasets.images import decode
-from pipeline.preview import caption, from_output, from_source
+from pipeline.preview import caption, from_output, from_source, wrapped
 from tests.running import run, write_photos
 
 # Of a sheet, in pixels: where the first tile is, its longer side, and to the next one in its row.
@@ -102,6 +102,30 @@ def test_every_tile_has_its_caption_below_and_its_class_at_the_left(
     assert (captions[1] != captions[3]).any()
     assert (pixels[first : first + TILE, : LEFT - 1] < 128).any()
     assert (pixels[: TOP - 20] < 128).sum() > 500  # the title: which data set and policy
+
+
+@pytest.mark.parametrize(
+    ("caption", "lines"),
+    [
+        ("3 (98%)  is 8", ["3 (98%)  is 8"]),
+        (
+            "Black_throated_Blue_Jay (98%)  is Northern_Rough_winged_Swallow",
+            ["Black_throated_Blue_", "Jay (98%)", "is Northern_Rough_", "winged_Swallow"],
+        ),
+        ("", [""]),
+    ],
+)
+def test_long_names_are_broken_and_not_cut(caption: str, lines: list[str]) -> None:
+    assert wrapped(caption, ImageFont.load_default(11)) == lines
+
+
+def test_no_name_is_too_long_for_a_caption() -> None:
+    font = ImageFont.load_default(11)
+    lines = wrapped("x" * 255 + "  is y", font)
+    assert len(lines) == 5
+    assert lines[-2].endswith("…")
+    assert lines[-1] == "is y"
+    assert all(font.getlength(line) <= TILE for line in lines)
 
 
 def test_a_caption_says_what_was_done_and_leaves_out_what_was_not() -> None:

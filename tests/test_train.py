@@ -101,7 +101,7 @@ def test_a_run_folder_is_complete(tmp_path: Path) -> None:
     result = run("train", *SMALL, "--epochs", 2, "--patience", 1, "--out", out)
     assert "epoch 1 of 2: loss " in result.stderr
     names = "best-0002.npz config.json confusion.png curves.png history.csv mistakes.png "
-    names += "model.keras predictions.parquet result.json state.npz tensorboard"
+    names += "model.keras predictions.parquet report.html result.json state.npz tensorboard"
     assert sorted(p.name for p in out.iterdir()) == names.split()
     found = json.loads((out / "result.json").read_text())
     assert found["split"] == "test"

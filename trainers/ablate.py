@@ -1,4 +1,4 @@
-"""`pipeline ablate`: what each op of a policy and each regularizer is worth, one at a time left out.
+"""`pipeline ablate`: what each op of a policy and each regularizer is worth, left out by itself.
 
 Every part is left out with the same seeds as nothing is, and then the same order, initial weights
 and draws of all other ops: what differs is the part. So differences are taken seed by seed.
@@ -19,8 +19,9 @@ from pipeline.report import Report
 from pipeline.workers import run
 from trainers import pictures
 from trainers.config import TrainConfig, resolved
+from trainers.evaluate import RESULT
+from trainers.html_report import ablation_report
 from trainers.intervals import in_percent, spread
-from trainers.results import RESULT
 from trainers.train import begin_whole, train, training_folder
 
 ABLATION, TABLE, PICTURE = "ablation.json", "ablation.csv", "ablation.png"
@@ -127,7 +128,7 @@ def finish(
     names = list(variants(config))
     seeds = [config.seed + i for i in range(n_seeds)]
     accuracies = {name: [accuracy_of(results[name, seed]) for seed in seeds] for name in names}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names[1:]:
         pairs = zip(accuracies[NOTHING], accuracies[name], strict=True)
         cost = spread([whole - without for whole, without in pairs])
@@ -138,6 +139,7 @@ def finish(
     result = {"split": split, "seeds": seeds, "accuracy": whole, "without": rows}
     write_atomically(config.out / TABLE, as_csv(whole, rows))
     pictures.contributions(rows, n_seeds, config.out / PICTURE)
+    ablation_report(config.out, result, trials(config, n_seeds)[0].config.out)
     write_atomically(config.out / RESULT, canonical_json(result).encode())
     return table(config, split, n_seeds, whole, rows)
 

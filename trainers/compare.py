@@ -172,7 +172,7 @@ def changed_tiles(
             for number, run in zip(numbers, (first, last), strict=True)
         ]
         truth = f"is {classes[first.guessed.labels[i]]}"
-        return Tile(next(images), pictures.lines_of(truth, *guesses))
+        return Tile(next(images), "\n".join((truth, *guesses)))
 
     title = (
         f"of {len(sureness):,} images {len(sides[0]):,} are right in 1 alone, {len(sides[1]):,} in "

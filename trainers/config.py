@@ -31,6 +31,7 @@ class TrainConfig:
       weights.
     gpus: So many train together, each on its part of every batch; with 1 and none, the processor.
     inexact: A run may go on where the arithmetic is another: threads, libraries, the processor.
+    command: The words that these options came from, `pipeline` the first; empty where none did.
     """
 
     data: DataConfig
@@ -48,6 +49,7 @@ class TrainConfig:
     resume: bool = False
     inexact: bool = False
     save_h5: bool = False
+    command: tuple[str, ...] = ()
 
 
 def run_folder(out: Path | None, offline: Path | None, dataset: str | None) -> Path:
@@ -172,7 +174,8 @@ def network_probe() -> str:
 
 
 def origin(config: TrainConfig) -> dict[str, Any]:
-    """Where the data was found, for `pipeline evaluate`; another place may hold the same data."""
+    """Where the data was found, for `pipeline evaluate`; another place may hold the same data. And
+    the command that repeats the run from its start."""
     augment, offline = config.data.augment, config.data.offline
     data = str(offline or augment.dataset)
     if offline or augment.dataset not in CATALOG:
@@ -181,4 +184,5 @@ def origin(config: TrainConfig) -> dict[str, Any]:
         "dataset": data,
         "data_dir": str(augment.data_dir.expanduser().resolve()),
         "image_size": None if offline else augment.image_size,
+        "command": [word for word in config.command if word != "--resume"],
     }

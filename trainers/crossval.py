@@ -18,10 +18,11 @@ from pipeline.stream import Images
 from trainers import pictures
 from trainers.config import TrainConfig, resolved
 from trainers.data import Data, open_data, origins_of, parted
-from trainers.evaluate import Evaluation, evaluation
+from trainers.evaluate import RESULT, Evaluation, evaluation
+from trainers.html_report import crossval_report
 from trainers.intervals import in_percent, spread
 from trainers.predictions import PREDICTIONS, read_predictions
-from trainers.results import RESULT, draw_guesses
+from trainers.results import draw_guesses
 from trainers.train import begin_whole, train_part, training
 
 CROSSVAL, FOLDS, PICTURE = "crossval.json", "folds.csv", "folds.png"
@@ -113,6 +114,7 @@ def finish(out: Path, source: Images, folds: np.ndarray, results: list[dict[str,
     }
     draw_guesses(found, source, positions, out)
     pictures.folds(accuracy, out / PICTURE)
+    crossval_report(out, result, results, found, source.classes)
     write_atomically(out / RESULT, canonical_json(result).encode())
     return table(out, results, accuracy, loss)
 

@@ -17,6 +17,7 @@ from pipeline.report import Report
 from pipeline.stream import Images, Stream, import_tensorflow
 
 CONFIG, ENSEMBLE, MODEL = "config.json", "ensemble.json", "model.keras"
+RESULT = "result.json"
 BATCH = 256
 
 

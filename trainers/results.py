@@ -24,6 +24,7 @@ from trainers.evaluate import (
     CONFIG,
     ENSEMBLE,
     MODEL,
+    RESULT,
     Evaluation,
     evaluate,
     members,
@@ -31,10 +32,11 @@ from trainers.evaluate import (
     read_config,
 )
 from trainers.fit import HISTORY, best_epoch
+from trainers.html_report import ensemble_report, run_report
 from trainers.predictions import PREDICTIONS, Predictions, read_predictions, save_predictions
 from trainers.state import History
 
-RESULT, TENSORBOARD = "result.json", "tensorboard"
+TENSORBOARD = "tensorboard"
 COST = ("parameters", "epochs", "seconds")
 
 
@@ -105,6 +107,7 @@ def finish(config: TrainConfig, data: Data, model: Any, history: History) -> dic
         (out / f".partial.{name}").rename(out / name)
     pictures.curves(epochs, out / "curves.png")
     draw(found, data, out)
+    run_report(out, result, found, data.classes, epochs)
     write_atomically(out / RESULT, canonical_json(result).encode())
     return result
 
@@ -129,6 +132,7 @@ def finish_ensemble(
     found = evaluate([predictor(model, data.shape) for model in models], source, shown)
     result = figures(found, data.evaluated) | {"members": [member.name for member in members]}
     draw(found, data, out)
+    ensemble_report(out, result, found, data.classes, members)
     write_atomically(out / RESULT, canonical_json(result).encode())
     return result
 

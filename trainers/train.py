@@ -19,11 +19,11 @@ from pipeline.stream import import_tensorflow
 from trainers.backbones import split_at_features
 from trainers.config import ARITHMETIC, TrainConfig, identity, origin, resolved
 from trainers.data import Data, open_data
-from trainers.evaluate import CONFIG, ENSEMBLE, load_model
+from trainers.evaluate import CONFIG, ENSEMBLE, RESULT, load_model
 from trainers.features import as_features
 from trainers.fit import STATE, restored, run_epochs
 from trainers.models import build
-from trainers.results import RESULT, TensorBoard, finish, finish_ensemble
+from trainers.results import TensorBoard, finish, finish_ensemble
 from trainers.state import History
 
 
@@ -197,7 +197,7 @@ def prepare_run(config: TrainConfig, data: Data) -> bool:
     for leftover in out.glob(".*.tmp"):
         leftover.unlink()  # of a run that was killed; this one holds the folder
     is_new = not out.exists() or not any(out.iterdir())
-    earlier = []
+    earlier, found_at = [], origin(config)
     if is_new:
         out.mkdir(parents=True, exist_ok=True)
     else:
@@ -205,7 +205,8 @@ def prepare_run(config: TrainConfig, data: Data) -> bool:
         refuse_another_run(config, stored["run"], known)
         # Where a run went on with other arithmetic, it says so for ever.
         earlier = stored["earlier"] + ([stored["run"]] if stored["run"] != as_json(known) else [])
-    stored = {"run": known, "origin": origin(config), "earlier": earlier}
+        found_at["command"] = stored["command"] or found_at["command"]  # the one that began it
+    stored = {"run": known, "origin": found_at, "earlier": earlier}
     write_atomically(out / CONFIG, canonical_json(stored).encode())
     return not is_new and (out / STATE).is_file()
 
@@ -226,7 +227,8 @@ def stored_run(config: TrainConfig) -> dict[str, Any]:
         )
     try:
         found = json.loads(path.read_text())
-        return {"run": dict(found["run"]), "earlier": list(found["earlier"])}
+        command = list(dict(found["origin"]).get("command", ()))
+        return {"run": dict(found["run"]), "earlier": list(found["earlier"]), "command": command}
     except (ValueError, LookupError, TypeError):
         raise OutputError(f"{path}: is of something else; choose another --out") from None
 
