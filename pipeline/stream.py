@@ -138,6 +138,8 @@ def import_tensorflow(n_threads: int | None = None, n_gpus: int = 1) -> Any:
     try:
         import tensorflow as tf
 
+        # Of several networks in one process each has graphs of its own, which it would warn of.
+        tf.get_logger().setLevel("ERROR")
         if n_threads is not None:
             tf.config.threading.set_intra_op_parallelism_threads(n_threads)
             tf.config.threading.set_inter_op_parallelism_threads(n_threads)

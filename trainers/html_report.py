@@ -312,8 +312,8 @@ def ablation_report(out: Path, result: dict[str, Any], first: Path) -> None:
         lost = f"{100 * cost['mean']:+.1f}"
         rows.append([row["part"], Share(row["accuracy"]["mean"]), lost, interval(cost)])
     text = (
-        "Each part is left out by itself, with the same seeds as nothing is: the same order, initial "
-        "weights and draws of all other ops. So differences are taken seed by seed. An interval "
+        "Each part is left out by itself, with the same seeds as nothing is: the same order, "
+        "initial weights and draws of all other ops. So differences are taken seed by seed. An interval "
         "that holds 0 says that these seeds do not tell whether the part helps."
     )
     header = ("left out", f"{split} accuracy", "points lost", "95 % interval")
