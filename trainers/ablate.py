@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.workers import run
 from trainers import pictures
 from trainers.config import TrainConfig, resolved
 from trainers.evaluate import RESULT
+from trainers.fit import Diverged
 from trainers.html_report import ablation_report
 from trainers.intervals import in_percent, spread
 from trainers.train import begin_whole, train, training_folder
@@ -96,25 +98,29 @@ def ablate(
     todo = trials(config, n_seeds)
     with training_folder(config):
         whole = {"without": list(variants(config)), "seeds": [config.seed, n_seeds]}
-        begin_whole(config.out, ABLATION, whole, "ablation")
-        results: dict[tuple[str, int], dict[str, Any]] = {}
+        begin_whole(config, ABLATION, whole, "ablation")
+        results: dict[tuple[str, int], dict[str, Any] | None] = {}
         workers = n_workers if n_workers > 1 else 0
         for trial, result in run(train_trial, todo, workers, scheduler, None):
             results[trial.left_out, trial.seed] = result
+            worth = "diverged" if result is None else f"accuracy {accuracy_of(result):.4f}"
             report.say(
                 f"{len(results)} of {len(todo)}: without {trial.left_out}, seed {trial.seed}: "
-                f"accuracy {accuracy_of(result):.4f}",
+                f"{worth}",
                 event="trial",
                 without=trial.left_out,
                 seed=trial.seed,
-                accuracy=accuracy_of(result),
+                accuracy=result and accuracy_of(result),
             )
         return finish(config, n_seeds, results)
 
 
-def train_trial(trial: Trial) -> tuple[Trial, dict[str, Any]]:
-    """The trial and its result, in this process or a worker's."""
-    return trial, train(trial.config, 1, Report(quiet=True), is_part=True)
+def train_trial(trial: Trial) -> tuple[Trial, dict[str, Any] | None]:
+    """The trial and its result, in this process or a worker's; None if the training diverged."""
+    try:
+        return trial, train(trial.config, 1, Report(quiet=True), is_part=True)
+    except Diverged:
+        return trial, None
 
 
 def accuracy_of(result: dict[str, Any]) -> float:
@@ -122,20 +128,36 @@ def accuracy_of(result: dict[str, Any]) -> float:
 
 
 def finish(
-    config: TrainConfig, n_seeds: int, results: dict[tuple[str, int], dict[str, Any]]
+    config: TrainConfig, n_seeds: int, results: dict[tuple[str, int], dict[str, Any] | None]
 ) -> str:
-    """Writes figures and the picture; the table."""
-    names = list(variants(config))
+    """Writes figures and the picture; the table.
+
+    Raises: Diverged if that happened with nothing left out, which leaves nothing to compare with.
+    """
     seeds = [config.seed + i for i in range(n_seeds)]
-    accuracies = {name: [accuracy_of(results[name, seed]) for seed in seeds] for name in names}
+    nothing = [(seed, results[NOTHING, seed]) for seed in seeds]
+    wholes = {seed: one for seed, one in nothing if one is not None}
+    if len(wholes) < n_seeds:
+        raise Diverged(
+            f"{config.out}: with nothing left out {n_seeds - len(wholes)} of {n_seeds} trainings "
+            f"diverged; give a lower --lr than {config.lr:g}, and another --out"
+        )
     rows: list[dict[str, Any]] = []
-    for name in names[1:]:
-        pairs = zip(accuracies[NOTHING], accuracies[name], strict=True)
-        cost = spread([whole - without for whole, without in pairs])
-        rows.append({"part": name, "accuracy": spread(accuracies[name]), "cost": cost})
-    rows.sort(key=lambda row: -row["cost"]["mean"])
-    whole = spread(accuracies[NOTHING])
-    split = results[NOTHING, seeds[0]]["split"]
+    for name in list(variants(config))[1:]:
+        without = [(seed, results[name, seed]) for seed in seeds]
+        ended = {seed: accuracy_of(one) for seed, one in without if one is not None}
+        costs = [accuracy_of(wholes[seed]) - accuracy for seed, accuracy in ended.items()]
+        rows.append(
+            {
+                "part": name,
+                "accuracy": spread(list(ended.values())) if ended else None,
+                "cost": spread(costs) if ended else None,
+                "diverged": [seed for seed in seeds if seed not in ended],
+            }
+        )
+    rows.sort(key=lambda row: -math.inf if row["cost"] is None else -row["cost"]["mean"])
+    whole = spread([accuracy_of(result) for result in wholes.values()])
+    split = str(wholes[seeds[0]]["split"])
     result = {"split": split, "seeds": seeds, "accuracy": whole, "without": rows}
     write_atomically(config.out / TABLE, as_csv(whole, rows))
     pictures.contributions(rows, n_seeds, config.out / PICTURE)
@@ -152,8 +174,8 @@ def as_csv(whole: dict[str, Any], rows: list[dict[str, Any]]) -> bytes:
     lines.writerow(["without", *figures, *(f"cost_{name}" for name in figures)])
     lines.writerow([NOTHING, *(whole[name] for name in figures), *[0.0, 0.0, 0.0, 0.0]])
     for row in rows:
-        costs = [row["cost"][name] for name in figures]
-        lines.writerow([row["part"], *(row["accuracy"][name] for name in figures), *costs])
+        of_both = [row[which] or {} for which in ("accuracy", "cost")]
+        lines.writerow([row["part"], *(of.get(name) for of in of_both for name in figures)])
     return file.getvalue().encode()
 
 
@@ -165,10 +187,16 @@ def table(
     rows: list[dict[str, Any]],
 ) -> str:
     width = max(len(NOTHING), *(len(row["part"]) for row in rows)) if rows else len(NOTHING)
-    lines = [f"{'without':{width}}  {split + ' accuracy':13}  lost without it (95 % interval)"]
+    lines = [
+        f"{'without':{width}}  {split + ' accuracy':13}  points lost without it (95 % interval)"
+    ]
     lines.append(f"{NOTHING:{width}}  {100 * whole['mean']:11.1f} %")
     for row in rows:
-        accuracy = 100 * row["accuracy"]["mean"]
-        lines.append(f"{row['part']:{width}}  {accuracy:11.1f} %  {in_percent(row['cost'], '+')}")
+        failed = f"diverged with {len(row['diverged'])} of {n_seeds} seeds"
+        if row["cost"] is None:
+            lines.append(f"{row['part']:{width}}  {'':13}  {failed}")
+            continue
+        worth = f"{100 * row['accuracy']['mean']:11.1f} %  {in_percent(row['cost'], '+')}"
+        lines.append(f"{row['part']:{width}}  {worth}{', ' + failed if row['diverged'] else ''}")
     seeds = f"{n_seeds} seeds, compared seed by seed" if n_seeds > 1 else "one seed"
     return "\n".join([*lines, f"{config.out}: {seeds}"])

@@ -73,7 +73,7 @@ def crossval(config: TrainConfig, n_folds: int, report: Report) -> str:
     config = resolved(config)
     out = config.out
     with training(config):
-        begin_whole(out, CROSSVAL, {"folds": n_folds}, "cross-validation")
+        begin_whole(config, CROSSVAL, {"folds": n_folds}, "cross-validation")
         data = open_data(config.data, report)
         source, _ = data.validation
         folds = folds_of(source, n_folds, config.seed)
@@ -147,6 +147,6 @@ def table(
     lines.append(
         f"mean  {accuracy['mean']:.4f}    {loss['mean']:.4f}\n"
         f"std   {accuracy['std']:.4f}    {loss['std']:.4f}\n"
-        f"{out}: accuracy {in_percent(accuracy)}, the 95 % interval in brackets"
+        f"{out}: accuracy in % and its 95 % interval: {in_percent(accuracy)}"
     )
     return "\n".join(lines)

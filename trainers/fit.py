@@ -27,6 +27,10 @@ HISTORY = "history.csv"
 WARM_UP = 0.2  # of all steps; then the rate falls as a cosine
 
 
+class Diverged(UserError):
+    """A training whose loss is no number any more."""
+
+
 class Optimizer:
     """One of Keras' for each share of the learning rate, and together as one of them.
 
@@ -168,7 +172,7 @@ def run_epochs(
             with report.progress(data.train.n_samples, f"epoch {number} of {n_epochs}") as progress:
                 figures, losses = run_epoch(data.train, batches, step, progress)
             if not np.isfinite(losses).all():
-                raise UserError(
+                raise Diverged(
                     f"the loss is {losses[-1]} in step {len(losses)} of epoch {number}: training "
                     f"has diverged; give a lower --lr than {config.lr:g}"
                 )

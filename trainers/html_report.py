@@ -306,17 +306,26 @@ def ablation_report(out: Path, result: dict[str, Any], first: Path) -> None:
             return ""
         return f"{100 * cost['low']:+.1f} to {100 * cost['high']:+.1f}"
 
-    rows: list[list[Cell]] = [["nothing", Share(whole["mean"]), "", ""]]
+    rows: list[list[Cell]] = [["nothing", Share(whole["mean"]), "", "", ""]]
     for row in result["without"]:
-        cost = row["cost"]
+        cost, failed = row["cost"], ", ".join(map(str, row["diverged"]))
+        if cost is None:
+            rows.append([row["part"], "", "", "", failed])
+            continue
         lost = f"{100 * cost['mean']:+.1f}"
-        rows.append([row["part"], Share(row["accuracy"]["mean"]), lost, interval(cost)])
+        rows.append([row["part"], Share(row["accuracy"]["mean"]), lost, interval(cost), failed])
     text = (
         "Each part is left out by itself, with the same seeds as nothing is: the same order, "
-        "initial weights and draws of all other ops. So differences are taken seed by seed. An interval "
-        "that holds 0 says that these seeds do not tell whether the part helps."
+        "initial weights and draws of all other ops. So differences are taken seed by seed. An "
+        "interval that holds 0 says that these seeds do not tell whether the part helps."
     )
-    header = ("left out", f"{split} accuracy", "points lost", "95 % interval")
+    header = (
+        "left out",
+        f"{split} accuracy",
+        "points lost",
+        "95 % interval",
+        "seeds that diverged",
+    )
     picture = Picture(out / "ablation.png", "Points of accuracy lost without each part")
     sections = [
         Section("What each part is worth", text, Table(header, rows), picture),

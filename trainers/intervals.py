@@ -31,8 +31,8 @@ def spread(values: Sequence[float], overlap: float = 0.0) -> dict[str, Any]:
 
 
 def in_percent(found: dict[str, Any], sign: str = "") -> str:
-    """`93.1 % (92.4 to 93.8)`, or `93.1 %` of one value."""
-    text = f"{100 * found['mean']:{sign}.1f} %"
-    if found["low"] is None:
-        return text
-    return f"{text} ({100 * found['low']:{sign}.1f} to {100 * found['high']:{sign}.1f})"
+    """`93.1 (92.4 to 93.8)`, or `93.1` of one value; with a sign wherever that is `+`."""
+    mean, low, high = (found[name] for name in ("mean", "low", "high"))
+    if low is None:
+        return f"{100 * mean:{sign}.1f}"
+    return f"{100 * mean:{sign}.1f} ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})"

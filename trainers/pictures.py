@@ -280,7 +280,11 @@ def contributions(rows: list[dict[str, Any]], n_seeds: int, path: Path) -> None:
     axes = figure.subplots()
     for row, found in enumerate(rows):
         cost = found["cost"]
-        axes.plot([100 * v for v in cost["each"]], [row] * n_seeds, "o", color="#bbbbbb", ms=5)
+        if cost is None:
+            axes.annotate("diverged", (0, row), (6, 0), textcoords="offset points", va="center")
+            continue
+        each = [100 * value for value in cost["each"]]
+        axes.plot(each, [row] * len(each), "o", color="#bbbbbb", ms=5)
         if cost["low"] is not None:
             axes.plot([100 * cost["low"], 100 * cost["high"]], [row, row], color="#1f77b4", lw=2)
         axes.plot(100 * cost["mean"], row, "D", color="#1f77b4", ms=7)

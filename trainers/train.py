@@ -85,7 +85,7 @@ def train_ensemble(config: TrainConfig, n_members: int, report: Report) -> dict[
     Raises: OutputError if the folder holds anything else.
     """
     out, members = config.out, [config.out / f"member-{i}" for i in range(n_members)]
-    begin_whole(out, ENSEMBLE, [member.name for member in members], "ensemble")
+    begin_whole(config, ENSEMBLE, [member.name for member in members], "ensemble")
     data = open_data(config.data, report)
     for i, member in enumerate(members):
         seed = config.seed + i
@@ -96,13 +96,13 @@ def train_ensemble(config: TrainConfig, n_members: int, report: Report) -> dict[
     return result
 
 
-def begin_whole(out: Path, file: str, parts: Any, what: str) -> None:
+def begin_whole(config: TrainConfig, file: str, parts: Any, what: str) -> None:
     """Makes the folder of several runs, each in a folder inside, or finds it.
 
     file: What tells it from others; parts: what that says of it.
-    Raises: OutputError if the folder holds anything else.
+    Raises: OutputError if the folder holds anything else, or --resume is missing.
     """
-    listed = canonical_json(parts)
+    out, listed = config.out, canonical_json(parts)
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is a file; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -110,6 +110,8 @@ def begin_whole(out: Path, file: str, parts: Any, what: str) -> None:
         raise OutputError(f"{out}: exists and is no {what}; choose another --out")
     if (out / file).is_file() and (out / file).read_text() != listed:
         raise OutputError(f"{out}: is another {what}; choose another --out")
+    if (out / file).is_file() and not config.resume:
+        raise OutputError(f"{out}: holds this {what}; go on with --resume, or choose another --out")
     write_atomically(out / file, listed.encode())
 
 

@@ -1,0 +1,170 @@
+"""Ablation: one part is left out at a time, and nothing else changes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from datasets.source import sample_keys
+from pipeline.opencv_kernel import augment_batch, prepare
+from pipeline.plan import AugmentConfig
+from pipeline.policy import parse_policy
+from tests.running import run, run_killed
+from trainers.ablate import trials, variants
+from trainers.config import TrainConfig, resolved
+from trainers.data import DataConfig
+from trainers.models import ModelConfig, build
+
+POLICY = "shift()|rotate(degrees=20)|rotate(degrees=5, p=0.5)|flip()|brightness()"
+LIBRARY = POLICY + "|albumentations.GaussNoise(p=0.9)|albumentations.CoarseDropout(p=0.9)"
+
+
+def config_of(tmp_path: Path, **options: Any) -> TrainConfig:
+    data = DataConfig(AugmentConfig("digits", tmp_path, policy=options.pop("policy", POLICY)))
+    return resolved(TrainConfig(data, ModelConfig("textbook", **options), tmp_path / "out"))
+
+
+def test_each_op_and_regularizer_is_left_out_once(tmp_path: Path) -> None:
+    found = variants(config_of(tmp_path, weight_decay=1e-4, batch_norm=True, policy=LIBRARY))
+    ops = ["shift", "rotate", "rotate 2", "flip", "brightness"]
+    ops += ["albumentations.GaussNoise", "albumentations.CoarseDropout"]
+    regularizers = ["dropout", "weight decay", "batch normalization"]
+    assert list(found) == ["nothing", *ops, *regularizers]
+    assert found["dropout"].model.dropout == 0
+    assert found["dropout"].model.weight_decay == 1e-4
+    text = found["rotate"].data.augment.policy or ""
+    assert "rotate(degrees=20.0, p=0.0)|rotate(degrees=5.0, p=0.5)" in text
+    seeds = trials(config_of(tmp_path), 2)
+    assert len(seeds) == 2 * len(variants(config_of(tmp_path)))
+    assert len({trial.config.out for trial in seeds}) == len(seeds)
+    for trial in seeds:
+        found_seeds = {trial.config.seed, trial.config.data.augment.seed}
+        assert found_seeds | {trial.config.data.order_seed} == {trial.seed}
+
+
+@pytest.mark.parametrize("i", range(5))
+def test_removing_an_op_leaves_the_others_draws_unchanged(i: int) -> None:
+    """Those of a second rotate too, which would be the first if its op were taken out."""
+    policy, keys = parse_policy(POLICY), sample_keys([str(n) for n in range(50)])
+    batch = np.random.default_rng(0).integers(0, 256, (50, 12, 12, 3), np.uint8)
+
+    def params(of: Any) -> dict[str, np.ndarray]:
+        return augment_batch(of, batch, prepare(batch, of.fill), keys, 2, 7, None)[1]
+
+    whole, without = params(policy), params(policy.without(i))
+    assert whole.keys() == without.keys()
+    own = policy.columns[i]
+    for name, values in whole.items():
+        if name in own:
+            neutral = policy.ops[i].neutral[own.index(name)]
+            assert_array_equal(without[name], np.full(50, neutral, np.float32))
+        else:
+            assert_array_equal(values, without[name])
+
+
+def test_library_ops_are_left_out_by_themselves() -> None:
+    from pipeline.library_ops import LibraryStage
+
+    policy, keys = parse_policy(LIBRARY), sample_keys([str(n) for n in range(20)])
+    batch = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    done = []
+    for of in (policy, policy.without(5)):
+        stage = LibraryStage(of.library)
+        found = augment_batch(of, batch, prepare(batch, of.fill), keys, 1, 3, stage)[2] or []
+        done.append([json.loads(text) for text in found])
+    for whole, without in zip(*done, strict=True):
+        last = [step for step in whole if "CoarseDropout" in step["op"]]
+        assert last == [step for step in without if "CoarseDropout" in step["op"]]
+        applied = [step for step in without if step.get("applied", True)]
+        assert not any("GaussNoise" in step["op"] for step in applied)
+
+
+@pytest.mark.parametrize("name", ["cnn", "textbook"])
+def test_without_dropout_the_initial_weights_are_the_same(name: str) -> None:
+    import keras
+
+    found = []
+    for rate in (0.5, 0.0):
+        keras.utils.set_random_seed(3)
+        model = build(ModelConfig(name, dropout=rate, batch_norm=False), (16, 16, 3), 10)
+        found.append([variable.numpy() for variable in model.trainable_variables])
+    for mine, theirs in zip(*found, strict=True):
+        assert_array_equal(mine, theirs)
+
+
+def test_killed_and_resumed_it_ends_with_the_same_table_as_on_workers(tmp_path: Path) -> None:
+    job = (
+        "ablate",
+        "--limit",
+        120,
+        "--epochs",
+        1,
+        "--seeds",
+        2,
+        "--policy",
+        "shift()",
+        "--lr",
+        0.01,
+    )
+    job += ("--label-smoothing", 0, "--weight-decay", 0, "--quiet")
+    # As many threads as cores: one training at a time, in this process.
+    want = run(*job, "--threads", 64, "--out", tmp_path / "whole").stdout
+    out = tmp_path / "out"
+    for step in ("rename state", "rename result"):
+        run_killed(
+            *job,
+            "--threads",
+            64,
+            "--resume",
+            "--out",
+            out,
+            step=step,
+            victim="group",
+            folder=tmp_path,
+        )
+    found = run(*job, "--threads", 64, "--resume", "--out", out).stdout
+    assert found.replace(str(out), "") == want.replace(str(tmp_path / "whole"), "")
+    run_killed(
+        *job, "--threads", 1, "--out", tmp_path / "workers",
+        step="rename state", victim="process", folder=tmp_path / "out",
+    )  # fmt: skip
+    result = json.loads((tmp_path / "workers" / "result.json").read_text())
+    assert [row["part"] for row in result["without"]] != []
+    with (tmp_path / "workers" / "ablation.csv").open() as file:
+        rows = {row["without"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"nothing", "shift", "batch normalization"}
+    for name, row in rows.items():
+        each = [
+            json.loads((folder / "result.json").read_text())["test_accuracy"]
+            for folder in sorted(
+                (tmp_path / "workers" / f"without-{name.replace(' ', '-')}").iterdir()
+            )
+            if folder.is_dir()
+        ]
+        assert_allclose(float(row["mean"]), np.mean(each))
+    message = run(*job, "--threads", 64, "--out", out, code=2).stderr
+    assert "go on with --resume" in message
+
+
+def test_a_training_that_diverges_is_told_and_ends_nothing(tmp_path: Path) -> None:
+    job = ("ablate", "--limit", 120, "--epochs", 3, "--seeds", 1, "--policy", "none", "--lr", 2)
+    job += ("--label-smoothing", 0, "--weight-decay", 0, "--threads", 64)
+    found = run(*job, "--out", tmp_path / "out")
+    assert "without batch normalization, seed 0: diverged" in found.stderr
+    assert "diverged with 1 of 1 seeds" in found.stdout
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["without"] == [
+        {"part": "batch normalization", "accuracy": None, "cost": None, "diverged": [0]}
+    ]
+    assert (tmp_path / "out" / "ablation.png").is_file()
+
+
+def test_shards_have_one_policy(tmp_path: Path) -> None:
+    message = run("ablate", "--offline", tmp_path, "--out", tmp_path / "out", code=2).stderr
+    assert "shards have one policy; give the --dataset" in message

@@ -1,0 +1,164 @@
+"""Cross-validation: every sample is tested once, by a network that has not seen it or a copy."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from datasets.errors import UserError
+from pipeline.plan import AugmentConfig
+from pipeline.report import Report
+from pipeline.stream import Images
+from tests.running import run, run_killed
+from trainers.config import TrainConfig, resolved
+from trainers.crossval import fold_data, folds_of
+from trainers.data import DataConfig, open_data, origins_of
+from trainers.intervals import spread
+from trainers.models import ModelConfig
+
+SMALL = ("--limit", 150, "--threads", 2, "--epochs", 1, "--quiet", "--folds", 3)
+
+
+def images(ids: list[str], labels: list[int], unusable: frozenset[int] = frozenset()) -> Images:
+    """What `folds_of` looks at."""
+    usable = np.array([i for i in range(len(ids)) if i not in unusable])
+    found = SimpleNamespace(ids=ids, labels=np.array(labels), usable=usable)
+    return cast(Images, found)
+
+
+@settings(max_examples=60)
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=20, max_size=60),
+    n_copies=st.integers(1, 3),
+    n_folds=st.integers(2, 5),
+    seed=st.integers(0, 2**32 - 1),
+    order=st.randoms(use_true_random=False),
+)
+def test_no_sample_is_on_both_sides_whatever_the_order(
+    labels: list[int], n_copies: int, n_folds: int, seed: int, order: Any
+) -> None:
+    """Copies without an original, as shards read as a data set give them, are of one sample."""
+    rows = [(f"s{i}@{c}", label) for i, label in enumerate(labels) for c in range(1, n_copies + 1)]
+    found = folds_of(images([r[0] for r in rows], [r[1] for r in rows]), n_folds, seed)
+    assert set(found) == set(range(n_folds))
+    fold_of: dict[str, int] = {}
+    for (name, _), fold in zip(rows, found, strict=True):
+        assert fold_of.setdefault(name.partition("@")[0], fold) == fold
+    for label in set(labels):  # stratified: a class differs by one sample between folds
+        samples = [fold_of[f"s{i}"] for i, own in enumerate(labels) if own == label]
+        counts = np.bincount(samples, minlength=n_folds)
+        assert counts.max() - counts.min() <= 1
+    order.shuffle(rows)
+    again = folds_of(images([r[0] for r in rows], [r[1] for r in rows]), n_folds, seed)
+    assert {r[0]: f for r, f in zip(rows, again, strict=True)} == {
+        name: fold_of[name.partition("@")[0]] for name, _ in rows
+    }
+
+
+def test_what_cannot_be_used_is_in_no_fold() -> None:
+    source = images([f"s{i}" for i in range(12)], [0, 1] * 6, frozenset({3, 7}))
+    found = folds_of(source, 2, 0)
+    assert np.flatnonzero(found < 0).tolist() == [3, 7]
+    with pytest.raises(UserError, match="--folds 7: no class has more than 6 samples"):
+        folds_of(source, 7, 0)
+
+
+@pytest.mark.parametrize("per_epoch", ["one-copy", "all-copies"])
+def test_shards_have_the_folds_of_the_online_path(per_epoch: str, tmp_path: Path) -> None:
+    run("augment", "--limit", 200, "--copies", 2, "--workers", 0, "--out", tmp_path / "shards")
+    online = DataConfig(AugmentConfig("digits", tmp_path, limit=200))
+    shards = DataConfig(AugmentConfig("x", tmp_path), tmp_path / "shards", per_epoch=per_epoch)
+    sides = []
+    for data in (online, shards):
+        config = resolved(TrainConfig(data, ModelConfig("cnn"), tmp_path / "run"))
+        opened = open_data(config.data, Report(quiet=True))
+        source, _ = opened.validation
+        folds, parts = folds_of(source, 4, 9), []
+        for fold in range(4):
+            found = fold_data(config, opened, folds, fold, 4)
+            images, tested = found.test or (source, np.array([]))
+            shown = {found.train.source.ids[i] for i in found.train.order(0)}
+            parts.append(
+                [
+                    shown,
+                    {source.ids[i] for i in found.validation[1]},
+                    {images.ids[i] for i in tested},
+                ]
+            )
+        sides.append(parts)
+    assert sides[0] == sides[1]
+    everything = set(origins_of(source))
+    for shown, kept, tested in sides[0]:
+        assert min(len(shown), len(kept), len(tested)) > 0
+        assert shown | kept | tested == everything
+        assert len(shown) + len(kept) + len(tested) == len(everything)
+    assert set().union(*(tested for *_, tested in sides[0])) == everything
+
+
+@pytest.mark.parametrize("where", ["online", "shards"])
+def test_killed_and_resumed_it_ends_with_the_same_table(where: str, tmp_path: Path) -> None:
+    job: tuple[object, ...] = ("crossval", *SMALL)
+    if where == "shards":
+        augment = ("augment", "--limit", 150, "--copies", 2, "--workers", 0)
+        run(*augment, "--out", tmp_path / "shards")
+        job = ("crossval", "--offline", tmp_path / "shards", *SMALL[2:])
+    want = run(*job, "--out", tmp_path / "whole").stdout
+    out = tmp_path / "out"
+    for step in ("rename state", "rename result", "rename state again"):
+        run_killed(*job, "--resume", "--out", out, step=step, victim="group", folder=tmp_path)
+    found = run(*job, "--resume", "--out", out).stdout
+    assert found.replace(str(out), "") == want.replace(str(tmp_path / "whole"), "")
+
+    result = json.loads((out / "result.json").read_text())
+    rows = pq.read_table(out / "predictions.parquet").to_pydict()
+    with (out / "folds.csv").open() as file:
+        fold_of = {row["sample_id"]: int(row["fold"]) for row in csv.DictReader(file)}
+    assert sorted(rows["sample_id"]) == sorted(fold_of)
+    assert result["n"] == len(fold_of) == 150
+    right = np.array(rows["label"]) == np.array(rows["guess"])
+    folds = np.array([fold_of[name] for name in rows["sample_id"]])
+    each = [right[folds == fold].mean() for fold in (1, 2, 3)]
+    assert_allclose(result["accuracy"]["each"], each)
+    for fold in (1, 2, 3):
+        tested = pq.read_table(out / f"fold-{fold}" / "predictions.parquet")["sample_id"]
+        assert {name for name, own in fold_of.items() if own == fold} == set(tested.to_pylist())
+    for picture in ("folds.png", "confusion.png", "mistakes.png", "report.html"):
+        assert (out / picture).is_file()
+    message = run(*job, "--out", out, code=2).stderr
+    assert "go on with --resume" in message
+    other = [o if o != 3 else 4 for o in job]
+    assert "is another cross-validation" in run(*other, "--resume", "--out", out, code=2).stderr
+
+
+def test_intervals_are_those_of_the_books() -> None:
+    found = spread([0.9, 0.92, 0.94])
+    assert_allclose([found["mean"], found["std"]], [0.92, 0.02])
+    # Student's t with two degrees of freedom at 97.5 %: 4.3027.
+    assert_allclose(
+        [found["low"], found["high"]], 0.92 + np.array([-1, 1]) * 4.3027 * 0.02 / 3**0.5, 1e-4
+    )
+    # Nadeau and Bengio: 1/3 becomes 1/3 + 1/2 for three folds.
+    wide = spread([0.9, 0.92, 0.94], overlap=0.5)
+    assert_allclose(wide["high"] - 0.92, 4.3027 * 0.02 * (1 / 3 + 1 / 2) ** 0.5, 1e-4)
+    assert spread([0.5]) == {"each": [0.5], "mean": 0.5, "std": None, "low": None, "high": None}
+
+
+def test_a_fold_is_part_of_a_run(tmp_path: Path) -> None:
+    run("crossval", *SMALL, "--out", tmp_path / "cv")
+    first, second = (
+        json.loads((tmp_path / "cv" / f"fold-{i}" / "config.json").read_text())["run"]
+        for i in (1, 2)
+    )
+    assert (first.pop("fold"), second.pop("fold")) == ([1, 3], [2, 3])
+    assert first == second
+    assert_array_equal(first["shape"], [8, 8, 1])
