@@ -157,8 +157,10 @@ def test_reports_of_an_ensemble_name_the_command_of_the_whole(tmp_path: Path) ->
     pages = [Page(tmp_path / "two" / name / "report.html") for name in ("", "member-0", "member-1")]
     for page in pages:
         assert page.command() == ["pipeline", *job]
-    assert "This trains the whole ensemble" not in pages[0].text
-    assert all("This trains the whole ensemble" in page.text for page in pages[1:])
+    assert "This makes all trainings of which this run is one" not in pages[0].text
+    assert all(
+        "This makes all trainings of which this run is one" in page.text for page in pages[1:]
+    )
     assert {"member-0", "member-1", "all together"} <= {*pages[0].texts["th"]}
     assert "seed7, 8" in pages[0].text
     assert len(pages[0].pictures()) == 2

@@ -195,8 +195,10 @@ def run_report(
         surroundings(run, result["environment"]),
     ]
     title = f"{out.name}: {run['model']['name']} on {data_set(config)}"
-    note = before_repeating(config, is_member=(out.parent / ENSEMBLE).is_file())
-    write_report(out / REPORT, title, figures, sections, config["origin"]["command"], note)
+    command = config["origin"]["command"]
+    is_member = (out.parent / ENSEMBLE).is_file() or {"crossval", "ablate"} & {*command[1:2]}
+    note = before_repeating(config, is_member=bool(is_member))
+    write_report(out / REPORT, title, figures, sections, command, note)
 
 
 def ensemble_report(
@@ -439,10 +441,8 @@ def before_repeating(config: dict[str, Any], is_member: bool) -> str:
     """What to know before the command is given again."""
     run, words = config["run"], [word.partition("=")[0] for word in config["origin"]["command"]]
     parts = []
-    if words[1:2] == ["crossval"] or words[1:2] == ["ablate"]:
+    if is_member and words:
         parts.append("This makes all trainings of which this run is one.")
-    elif is_member and "--ensemble" in words:
-        parts.append("This trains the whole ensemble, of which this run is one member.")
     parts.append("Where this run's folder still stands, give another --out.")
     if "--threads" not in words:
         parts.append(f"On a machine with other cores, add --threads {run['threads']}.")

@@ -284,13 +284,13 @@ def contributions(rows: list[dict[str, Any]], n_seeds: int, path: Path) -> None:
             axes.annotate("diverged", (0, row), (6, 0), textcoords="offset points", va="center")
             continue
         each = [100 * value for value in cost["each"]]
-        axes.plot(each, [row] * len(each), "o", color="#bbbbbb", ms=5)
+        axes.plot(each, [row] * len(each), "o", color="#999999", ms=4, zorder=3)
         if cost["low"] is not None:
             axes.plot([100 * cost["low"], 100 * cost["high"]], [row, row], color="#1f77b4", lw=2)
         axes.plot(100 * cost["mean"], row, "D", color="#1f77b4", ms=7)
     axes.axvline(0, color="#333333", lw=1)
     axes.set_yticks(range(len(rows)), [found["part"] for found in rows], parse_math=False)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set(xlabel="points of accuracy that are lost without it (right: it helps)")
     axes.set_title(
         f"diamond: mean of {n_seeds} seeds; line: 95 % interval; dots: each seed",
