@@ -41,7 +41,7 @@ def test_every_command_line_in_a_document_exists(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_option_between_backticks_exists(document: Path) -> None:
-    named = set(re.findall(r"`(--[a-z][a-z-]*)", document.read_text()))
+    named = set(re.findall(r"`(--[a-z][a-z0-9-]*)", document.read_text()))
     known = set().union(*(options_of(command) for command in COMMANDS.values()))
     assert named <= known
 

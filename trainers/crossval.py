@@ -84,7 +84,7 @@ def crossval(config: TrainConfig, n_folds: int, report: Report) -> str:
             part = replace(config, out=out / f"fold-{fold + 1}")
             found = fold_data(config, data, folds, fold, n_folds)
             results.append(train_part(part, found, report))
-        return finish(out, source, folds, results)
+        return finish(config, source, folds, results)
 
 
 def write_folds(path: Path, source: Images, folds: np.ndarray) -> None:
@@ -97,11 +97,14 @@ def write_folds(path: Path, source: Images, folds: np.ndarray) -> None:
     write_atomically(path, file.getvalue().encode())
 
 
-def finish(out: Path, source: Images, folds: np.ndarray, results: list[dict[str, Any]]) -> str:
+def finish(
+    config: TrainConfig, source: Images, folds: np.ndarray, results: list[dict[str, Any]]
+) -> str:
     """Writes figures and pictures of all folds together; a table of them."""
-    n_folds = len(results)
+    out, n_folds = config.out, len(results)
     positions, found = together(out, source, folds, n_folds)
-    overlap = 1 / (n_folds - 1)  # test samples of a fold to all others
+    # Samples that test to those that are trained on, which those that validate are not.
+    overlap = 1 / ((n_folds - 1) * (1 - config.data.val_fraction))
     accuracy = spread([result["test_accuracy"] for result in results], overlap)
     loss = spread([result["test_loss"] for result in results], overlap)
     result = {
