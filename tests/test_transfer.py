@@ -259,7 +259,7 @@ network.save(out / "model.keras")
 """
 
 
-@pytest.mark.parametrize("per_epoch", ["one-copy", "all-copies"])
+@pytest.mark.parametrize("per_epoch", [pytest.param("one-copy", marks=SLOW), "all-copies"])
 def test_training_on_features_is_training_through_the_frozen_backbone(
     per_epoch: str, photos: Path, weights: Path, tmp_path: Path
 ) -> None:
@@ -321,20 +321,65 @@ def test_features_are_ordinary_shards_made_once(
         assert told in run(*wrong, "--out", tmp_path / "no", code=2).stderr
 
 
-@pytest.mark.parametrize("step", ["rename state", "rename state again"])
 def test_a_killed_transfer_goes_on_across_its_phases(
-    step: str, photos: Path, weights: Path, tmp_path: Path
+    photos: Path, weights: Path, tmp_path: Path
 ) -> None:
     job = ("train", "--dataset", photos, *NETWORK, "--weights", weights, "--epochs", 3)
     job += ("--head-epochs", 1, "--layer-decay", 0.7, "--patience", 1)
     run(*job, "--out", tmp_path / "whole")
     out = tmp_path / "out"
-    run_killed(*job, "--out", out, step=step, victim="group", folder=tmp_path)
+    for step in ("rename state again", "rename result"):  # in the second phase, and at its end
+        run_killed(*job, "--resume", "--out", out, step=step, victim="group", folder=tmp_path)
     run(*job, "--resume", "--out", out)
     found, want = (load(f / "model.keras") for f in (out, tmp_path / "whole"))
     for name, array in arrays(found).items():
         assert_array_equal(array, arrays(want)[name])
     assert len((out / "history.csv").read_text().splitlines()) >= 3
+
+
+def miniature_cub(folder: Path) -> Path:
+    """CUB-200-2011's official files, of three species with twelve photos each."""
+    rng = np.random.default_rng(4)
+    species = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross")
+    images, labels, sides, boxes = [], [], [], []
+    for i in range(36):
+        number, name = i + 1, species[i // 12]
+        path = f"{name}/{name[4:]}_{i:04d}_{796000 + i}.jpg"
+        photo = rng.integers(0, 60, (40, 48, 3), np.uint8)
+        photo[8:33, 12:37, i // 12] += 160  # the bird
+        (folder / "images" / name).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / "images" / path), photo)
+        images.append(f"{number} {path}")
+        labels.append(f"{number} {i // 12 + 1}")
+        sides.append(f"{number} {int(i % 3 > 0)}")
+        boxes.append(f"{number} 12.0 8.0 25.0 25.0")
+    files = {
+        "images.txt": images,
+        "image_class_labels.txt": labels,
+        "train_test_split.txt": sides,
+        "bounding_boxes.txt": boxes,
+        "classes.txt": [f"{i} {name}" for i, name in enumerate(species, 1)],
+    }
+    for name, lines in files.items():
+        (folder / name).write_text("".join(f"{line}\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["cub200", "cub200_cropped"])
+def test_a_miniature_of_cub200_is_split_cropped_and_learned(
+    name: str, weights: Path, tmp_path: Path
+) -> None:
+    miniature_cub(tmp_path / "cub200" / "CUB_200_2011")
+    where = ("--dataset", name, "--data-dir", tmp_path, "--policy", "none", "--val-fraction", 0.3)
+    job = ("train", *where, *NETWORK, "--weights", weights, "--mode", "fine-tune", "--epochs", 6)
+    run(*job, "--out", tmp_path / "run")
+    rows = pq.read_table(tmp_path / "run" / "predictions.parquet").to_pydict()
+    assert len(rows["sample_id"]) == 12
+    assert all(int(path.split("_")[-2]) % 3 == 0 for path in rows["sample_id"])
+    assert np.bincount(rows["label"]).tolist() == [4, 4, 4]
+    found = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert list(found["per_class"])[1] == "Laysan_Albatross"
+    assert found["test_accuracy"] > 0.5
 
 
 class Payload:
