@@ -33,7 +33,7 @@ bench: $(VENV)/dev $(PEERS)/installed
 	$(RUN)python benchmarks/memory.py $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA))
 
 clean:
-	rm -rf $(VENV) $(READERS) $(PEERS) augmented compare runs
+	rm -rf $(VENV) $(READERS) $(PEERS) augmented compare features runs
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -317,8 +317,11 @@ def training(
         ),
     ] = None,
     features: Annotated[
-        Path, typer.Option(help="Of freeze: the folder under which features are kept.")
-    ] = Path("features"),
+        Path | None,
+        typer.Option(
+            help="Of freeze: the folder under which features are kept.", show_default="features"
+        ),
+    ] = None,
     policy: Policy = None,
     engine: Annotated[
         Engine, typer.Option(help="OpenCV's kernel, or TensorFlow's graph ops.")
@@ -818,7 +821,7 @@ def main() -> NoReturn:
         raise SystemExit(app())
     except Stopped:  # only here, when no progress bar would wipe the line away
         print(
-            "pipeline: stopped; the same command goes on from there (train: with --resume)",
+            "pipeline: stopped; the same command goes on from there (trainings: with --resume)",
             file=sys.stderr,
         )
         raise

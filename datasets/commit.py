@@ -93,9 +93,10 @@ def lock_file(out: Path) -> Path:
 
 
 @contextmanager
-def hold(out: Path) -> Iterator[None]:
+def hold(out: Path, wait: bool = False) -> Iterator[None]:
     """Holds `out` for this process until the block ends or the process dies.
 
+    wait: Until no other process holds it, instead of giving up.
     Raises: OutputBusy if another process holds it; EnvironmentFailed if its parent folder cannot
       be written.
     """
@@ -105,7 +106,7 @@ def hold(out: Path) -> Iterator[None]:
         while True:
             handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 # The holder before us may have removed the file between open and flock.
                 if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
                     break

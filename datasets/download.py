@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from datasets.errors import EnvironmentFailed
+from datasets.errors import EnvironmentFailed, first_line
 
 
 def fetch(url: str, checksum: str, path: Path) -> Path:
@@ -31,7 +31,7 @@ def fetch(url: str, checksum: str, path: Path) -> Path:
         downloader = pooch.HTTPDownloader(progressbar=Bar() if sys.stderr.isatty() else False)
         pooch.retrieve(url, checksum, fname=path.name, path=path.parent, downloader=downloader)
     except (requests.RequestException, OSError, ValueError) as err:
-        reason = (str(err).splitlines() or [type(err).__name__])[0]
+        reason = first_line(err)
         raise EnvironmentFailed(
             f"{url}: could not be downloaded: {reason}; try again later, or put the file at {path} "
             "yourself"

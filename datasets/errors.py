@@ -59,3 +59,8 @@ class EnvironmentFailed(UserError):
 
 class ImageError(Exception):
     """One input that is not a usable image; the message is the reason in the manifest."""
+
+
+def first_line(err: Exception) -> str:
+    """What another library says of an error, in one line without its full stop."""
+    return (str(err).splitlines() or [type(err).__name__])[0].rstrip(" .;:")

@@ -104,7 +104,7 @@ class Writer:
         batch = self.to_batch(rows)
         self.waiting.append(batch)
         self.waiting_bytes += batch.nbytes
-        is_raw = self.schema.field(0).type != ENCODED
+        is_raw = pa.types.is_fixed_size_binary(self.schema.field(0).type)
         if is_raw or self.waiting_bytes >= ROW_GROUP_BYTES:
             self.flush()
 

@@ -41,7 +41,10 @@ class Job:
     network: dict[str, Any] | None = None
 
     def sha256(self) -> str:
-        return sha256_text(canonical_json(asdict(self)))
+        body = asdict(self)
+        if self.network is None:  # jobs of images are what they were before there were others
+            del body["network"]
+        return sha256_text(canonical_json(body))
 
     def copies(self, split: str) -> list[int]:
         """The copies of each sample of a split, in the order in which they are written."""

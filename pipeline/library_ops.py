@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.errors import PolicyError
+from datasets.errors import PolicyError, first_line
 from pipeline.rng import op_number, words
 
 PREFIX = "albumentations."
@@ -221,7 +221,7 @@ def run_one(
             warnings.simplefilter("ignore")
             result = transform(image=image[..., None] if grey else image)["image"]
     except Exception as err:
-        reason = (str(err).splitlines() or [type(err).__name__])[0]
+        reason = first_line(err)
         raise PolicyError(
             f"{op!r} cannot run on an image of shape {image.shape}: {reason}"
         ) from err

@@ -65,6 +65,8 @@ class ShardImages:
         self.blocks = np.repeat(np.arange(self.n_blocks, dtype=np.uint64), sizes)
         self.offsets = np.cumsum([0, *sizes])
         self.n_total = len(self.ids) + sum(len(r.quarantined) for r in self.records)
+        if network:
+            self.n_total = network["n_total"]
         self.usable = np.arange(len(self.ids))
         n_kept = 2 * blocks_per_group(self.n_total, self.n_blocks, self.sample_bytes)
         self.read = lru_cache(maxsize=n_kept)(self._read)

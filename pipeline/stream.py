@@ -141,8 +141,7 @@ def import_tensorflow(n_threads: int | None = None, n_gpus: int = 1) -> Any:
         # Of several networks in one process each has graphs of its own, which it would warn of.
         tf.get_logger().setLevel("ERROR")
         if n_threads is not None:
-            tf.config.threading.set_intra_op_parallelism_threads(n_threads)
-            tf.config.threading.set_inter_op_parallelism_threads(n_threads)
+            set_threads(tf, n_threads)
         found = tf.config.list_physical_devices("GPU")
         with suppress(RuntimeError):  # TensorFlow runs already: the first call has chosen
             tf.config.set_visible_devices(found[:n_gpus], "GPU")
@@ -154,6 +153,19 @@ def import_tensorflow(n_threads: int | None = None, n_gpus: int = 1) -> Any:
     if n_gpus > max(1, len(found)):
         raise UserError(f"--gpus {n_gpus}: TensorFlow finds {len(found)} here; ask for fewer")
     return tf
+
+
+def set_threads(tf: Any, n_threads: int) -> None:
+    """Raises: UserError if TensorFlow runs here with others already, as in a worker that stays."""
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(n_threads)
+        tf.config.threading.set_inter_op_parallelism_threads(n_threads)
+    except RuntimeError as err:
+        found = tf.config.threading.get_intra_op_parallelism_threads()
+        raise UserError(
+            f"--threads {n_threads}: this process runs with {found} already; start the workers "
+            f"anew, or give --threads {found}"
+        ) from err
 
 
 def as_dataset(stream: Stream, start: int, stop: int) -> tf.data.Dataset:

@@ -159,7 +159,7 @@ def submit(client: Client, function: Callable[[T], R], tasks: Sequence[T]) -> It
             yield future.result()
         except KilledWorker as err:
             raise EnvironmentFailed(
-                f"workers died {ALLOWED_DEATHS} times on one task; every input decodes by itself, "
-                "so look at the memory of the workers and at the policy's library ops"
+                f"workers died {ALLOWED_DEATHS} times on one task; look at the memory of the "
+                "workers and at the policy's library ops: no input by itself is the cause"
             ) from err
         future.release()

@@ -17,12 +17,14 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from datasets.commit import partial_folders
 from datasets.errors import UserError
+from pipeline.online import open_images
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
-from tests.running import run, run_killed
+from tests.running import PIPELINE, run, run_killed
 from trainers.backbones import BACKBONES, FEATURES, load_weights, stages_of
 from trainers.config import TrainConfig, resolved
 from trainers.data import DataConfig, open_data
+from trainers.fit import begin, make_step
 from trainers.models import ModelConfig, build
 from trainers.transfer import Phase, TransferConfig, phases, resolved_transfer, unfreeze
 
@@ -124,6 +126,7 @@ SLOW = pytest.mark.slow
 )
 def test_every_backbone_learns_is_saved_and_predicts_the_same(name: str, tmp_path: Path) -> None:
     import keras
+    import tensorflow as tf
 
     side = BACKBONES[name].smallest
     keras.utils.set_random_seed(0)
@@ -138,8 +141,11 @@ def test_every_backbone_learns_is_saved_and_predicts_the_same(name: str, tmp_pat
     assert all(any(layer.weights for layer in stage) for stage in stages)
 
     before = arrays(model)
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.fit(images, labels, batch_size=6, verbose=0)
+    transfer = TransferConfig(weights="none", mode="fine-tune")
+    data = DataConfig(AugmentConfig("digits", tmp_path))
+    config = resolved(TrainConfig(data, ModelConfig(name, transfer=transfer), tmp_path / "run"))
+    step = make_step(config, model, begin(config, model, Phase(0, 1), 1), 3)
+    step(tf.constant(images), tf.constant(labels))
     changed = [
         name for name, array in arrays(model).items() if not np.array_equal(array, before[name])
     ]
@@ -170,7 +176,8 @@ def test_what_is_frozen_stays_as_it_is(
     mode: str, n_learning: int, photos: Path, weights: Path, tmp_path: Path
 ) -> None:
     job = ("train", "--dataset", photos, *NETWORK, "--weights", weights, "--mode", mode)
-    run(*job, "--epochs", 4, "--features", tmp_path / "features", "--out", tmp_path / "run")
+    kept = ("--features", tmp_path / "features") if mode == "freeze" else ()
+    run(*job, "--epochs", 4, *kept, "--out", tmp_path / "run")
     model = load(tmp_path / "run" / "model.keras")
     begun = made("MobileNet", (SIDE, SIDE, 3), weights=str(weights), alpha=0.25)
     before, after = arrays(begun), arrays(model)
@@ -233,11 +240,13 @@ THROUGH = """
 import sys
 from pathlib import Path
 import keras, numpy as np
+from pipeline.online import open_images
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from pipeline.stream import import_tensorflow
 from trainers.config import TrainConfig, resolved
 from trainers.data import DataConfig, open_data
+from trainers.fit import begin, make_step
 from trainers.fit import run_epochs
 from trainers.models import ModelConfig, build
 from trainers.state import History
@@ -259,7 +268,7 @@ network.save(out / "model.keras")
 """
 
 
-@pytest.mark.parametrize("per_epoch", [pytest.param("one-copy", marks=SLOW), "all-copies"])
+@pytest.mark.parametrize("per_epoch", ["one-copy", pytest.param("all-copies", marks=SLOW)])
 def test_training_on_features_is_training_through_the_frozen_backbone(
     per_epoch: str, photos: Path, weights: Path, tmp_path: Path
 ) -> None:
@@ -283,12 +292,16 @@ def test_features_are_ordinary_shards_made_once(
     photos: Path, weights: Path, tmp_path: Path
 ) -> None:
     job = ("train", "--dataset", photos, *NETWORK, "--weights", weights, "--mode", "freeze")
-    job += ("--copies", 2, "--epochs", 2, "--features", tmp_path / "features")
-    for step in ("rename record", "commit"):
-        run_killed(
-            *job, "--resume", "--out", tmp_path / "run", step=step, victim="group", folder=tmp_path
-        )
+    job += ("--copies", 2, "--epochs", 3)
+    run(*job, "--features", tmp_path / "others", "--out", tmp_path / "whole")
+    job += ("--features", tmp_path / "features")
+    for step in ("rename record", "commit", "rename state again"):
+        out = ("--resume", "--out", tmp_path / "run")
+        run_killed(*job, *out, step=step, victim="group", folder=tmp_path)
     run(*job, "--resume", "--out", tmp_path / "run")
+    found, want = (arrays(load(tmp_path / f / "model.keras")) for f in ("run", "whole"))
+    for name, array in found.items():
+        assert_array_equal(array, want[name])
     (folder,) = [path for path in (tmp_path / "features").iterdir() if path.is_dir()]
     assert partial_folders(folder) == []
     assert (
@@ -319,6 +332,24 @@ def test_features_are_ordinary_shards_made_once(
         (("augment", "--dataset", folder), "image"),
     ):
         assert told in run(*wrong, "--out", tmp_path / "no", code=2).stderr
+
+
+def test_two_trainings_at_once_share_what_one_of_them_makes(
+    photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    job = [PIPELINE, "train", "--dataset", photos, *NETWORK, "--weights", weights]
+    job += ["--mode", "freeze", "--epochs", 1, "--features", tmp_path / "features"]
+    started = [
+        subprocess.Popen(
+            list(map(str, [*job, "--lr", rate, "--out", tmp_path / f"run-{rate}"])),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rate in (0.1, 0.2)
+    ]
+    told = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], told
+    assert sum("made before" in text for text in told) == 1
 
 
 def test_a_killed_transfer_goes_on_across_its_phases(
@@ -377,6 +408,10 @@ def test_a_miniature_of_cub200_is_split_cropped_and_learned(
     assert len(rows["sample_id"]) == 12
     assert all(int(path.split("_")[-2]) % 3 == 0 for path in rows["sample_id"])
     assert np.bincount(rows["label"]).tolist() == [4, 4, 4]
+    augment = AugmentConfig(name, tmp_path, image_size=(SIDE, SIDE), policy="none")
+    source = open_images(augment, "memory", Report(quiet=True))
+    brightness = source.images(source.usable, 0).mean()
+    assert (brightness > 65) == (name == "cub200_cropped")  # the birds are bright
     found = json.loads((tmp_path / "run" / "result.json").read_text())
     assert list(found["per_class"])[1] == "Laysan_Albatross"
     assert found["test_accuracy"] > 0.5
@@ -528,6 +563,11 @@ def test_keras_own_cache_is_used_and_no_network_is_told(photos: Path, tmp_path: 
             "--unfreeze: --mode freeze has",
         ),
         (("--model", "VGG16", "--copies", 1), "--copies: --mode two-phase has no such"),
+        (("--model", "VGG16", "--features", "f"), "--features: --mode two-phase has no such"),
+        (
+            ("--model", "VGG16", "--mode", "freeze", "--engine", "tensorflow"),
+            "--engine tensorflow: means nothing to --mode freeze",
+        ),
         (("--model", "VGG16", "--unfreeze", 6), "--unfreeze 6: VGG16 has 5 stages"),
         (("--model", "VGG16", "--epochs", 3, "--head-epochs", 3), "some must be left"),
         (("--model", "VGG16", "--epochs", 1), "--head-epochs 1: of 1 epochs some must be left"),

@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import math
+import threading
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from datasets.commit import write_atomically
@@ -17,9 +19,11 @@ from datasets.errors import UserError
 from datasets.schema import canonical_json
 from pipeline.policy import resolve_policy
 from pipeline.report import Report
+from pipeline.stream import import_tensorflow
 from pipeline.workers import run
 from trainers import pictures
-from trainers.config import TrainConfig, resolved
+from trainers.backbones import IMAGENET, NONE
+from trainers.config import TrainConfig, origin, resolved
 from trainers.evaluate import RESULT
 from trainers.fit import Diverged
 from trainers.html_report import ablation_report
@@ -36,6 +40,10 @@ REGULARIZERS: dict[str, dict[str, Any]] = {
     "activity L1": {"activity_l1": 0.0},
     "batch normalization": {"batch_norm": False},
 }
+
+
+# Within a process, whose random generators trainings would share: a worker may have many threads.
+ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -94,13 +102,23 @@ def ablate(
             f"--offline {config.data.offline}: shards have one policy; give the --dataset that "
             "they were made from"
         )
-    config = resolved(config)
+    config = anywhere(resolved(config))
+    for option, seed, bits in (
+        ("--seed", config.seed, 32),
+        ("--augment-seed", config.data.augment.seed, 64),
+    ):
+        if seed + n_seeds > 2**bits:
+            raise UserError(f"{option} {seed}: expected at most {2**bits - n_seeds}")
     todo = trials(config, n_seeds)
+    if len(todo) == n_seeds:
+        raise UserError(
+            "nothing to leave out: the policy has no op, and the network no regularizer"
+        )
     with training_folder(config):
         whole = {"without": list(variants(config)), "seeds": [config.seed, n_seeds]}
         begin_whole(config, ABLATION, whole, "ablation")
         results: dict[tuple[str, int], dict[str, Any] | None] = {}
-        workers = n_workers if n_workers > 1 else 0
+        workers = n_workers if n_workers > 1 and not has_gpu(config.threads) else 0
         for trial, result in run(train_trial, todo, workers, scheduler, None):
             results[trial.left_out, trial.seed] = result
             worth = "diverged" if result is None else f"accuracy {accuracy_of(result):.4f}"
@@ -115,10 +133,35 @@ def ablate(
         return finish(config, n_seeds, results)
 
 
+def anywhere(config: TrainConfig) -> TrainConfig:
+    """The same for a worker in another folder: absolute paths, and the policy itself."""
+    augment, model = config.data.augment, config.model
+    policy = str(resolve_policy(augment.policy, augment.dataset))
+    dataset = str(origin(config)["dataset"])
+    augment = replace(augment, policy=policy, dataset=dataset, data_dir=absolute(augment.data_dir))
+    if model.transfer:
+        weights = model.transfer.weights
+        if weights not in (IMAGENET, NONE):
+            weights = str(absolute(Path(weights)))
+        features = model.transfer.features and absolute(model.transfer.features)
+        model = replace(model, transfer=replace(model.transfer, weights=weights, features=features))
+    return replace(config, data=replace(config.data, augment=augment), model=model)
+
+
+def absolute(path: Path) -> Path:
+    return path.expanduser().resolve()
+
+
+def has_gpu(n_threads: int) -> bool:
+    """Trainings of several processes would each want all memory of a GPU."""
+    return bool(import_tensorflow(n_threads).config.list_physical_devices("GPU"))
+
+
 def train_trial(trial: Trial) -> tuple[Trial, dict[str, Any] | None]:
     """The trial and its result, in this process or a worker's; None if the training diverged."""
     try:
-        return trial, train(trial.config, 1, Report(quiet=True), is_part=True)
+        with ONE_AT_A_TIME:
+            return trial, train(trial.config, 1, Report(quiet=True), is_part=True)
     except Diverged:
         return trial, None
 

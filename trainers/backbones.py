@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
-from datasets.errors import EnvironmentFailed, UserError
+from datasets.errors import EnvironmentFailed, UserError, first_line
 
 Tensor = Any
 IMAGENET, NONE = "imagenet", "none"
@@ -139,11 +140,11 @@ def backbone(name: str, weights: str, alpha: float, x: Tensor) -> Tensor:
             include_top=False, weights=source, input_tensor=known.preprocess(x), **options
         )
     except Exception as err:  # Keras raises a bare Exception where the download fails
-        if source is None:
+        if source is None or type(err) not in (Exception, URLError):
             raise
         raise EnvironmentFailed(
-            f"--weights imagenet: {name}'s cannot be downloaded ({first_line(err)}); give a file "
-            "of them, or put it into Keras' own cache"
+            f"--weights imagenet: {name}'s cannot be downloaded ({first_line(err)[:200]}); give a "
+            "file of them, or put it into Keras' own cache"
         ) from err
     if weights not in (IMAGENET, NONE):
         load_weights(body, name, weights, alpha)
@@ -166,12 +167,8 @@ def load_weights(body: Any, name: str, weights: str, alpha: float) -> None:
         width = f" with --alpha {alpha:g}" if BACKBONES[name].alphas else ""
         raise UserError(
             f"--weights {path}: does not hold the weights of {name}{width} without its top "
-            f"({first_line(err)}); name the --model that it belongs to, or another file"
+            f"({first_line(err)[:200]}); name the --model that it belongs to, or another file"
         ) from err
-
-
-def first_line(err: Exception) -> str:
-    return (str(err).splitlines() or [type(err).__name__])[0][:200].rstrip(" .;:")
 
 
 def stages_of(model: Any, name: str) -> list[list[Any]]:

@@ -191,7 +191,9 @@ def originals(run: Run, ids: list[str], report: Report) -> np.ndarray:
     """
     if not ids:
         return np.empty((0, 1, 1, 1), np.uint8)
-    split = "train" if run.result["split"] == "val" else "test"  # validation is held out of train
+    # Validation and folds are held out of train.
+    is_held_out = run.result["split"] == "val" or run.config["run"].get("fold")
+    split = "train" if is_held_out else "test"
     config = EvaluateConfig((run.path,), Path(), split=split, policy="none")
     data = data_of(config, run.config)
     source = open_images(data, "none", report)

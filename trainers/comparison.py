@@ -12,9 +12,9 @@ import numpy as np
 
 from datasets.folder import readable
 from datasets.schema import canonical_json
+from trainers.intervals import CONFIDENCE
 from trainers.results import COST, Run
 
-CONFIDENCE = 0.95
 # Of a recipe, what no option changes; the rest is told by the options.
 OWN = ("optimizer", "averaged")
 
@@ -57,13 +57,18 @@ def holm(p: Sequence[float]) -> list[float]:
 def options(run: Run) -> dict[str, Any]:
     """What a run was trained with, by name; of its data the beginnings of the hashes."""
     flat: dict[str, Any] = {}
-    for name, value in run.config["run"].items():
-        inner = value if isinstance(value, dict) else {}
-        flat |= {f"{name}.{k}": v for k, v in inner.items() if name != "recipe" or k in OWN}
-        if name == "source":
-            flat[name] = [str(content)[:8] for content in value]
-        elif name != "classes" and not inner:
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                if name != "recipe" or key in OWN:
+                    add(f"{name}.{key}", inner)
+        else:
             flat[name] = value
+
+    for name, value in run.config["run"].items():
+        if name != "classes":
+            add(name, [str(content)[:8] for content in value] if name == "source" else value)
     return flat
 
 

@@ -15,7 +15,7 @@ from pipeline.plan import refuse_nesting
 from trainers.backbones import BACKBONES, weights_digest
 from trainers.data import Data, DataConfig
 from trainers.models import MODELS, ModelConfig
-from trainers.transfer import TransferConfig, resolved_transfer
+from trainers.transfer import FREEZE_EPOCHS, TransferConfig, resolved_transfer
 
 PACKAGES = ("augmentation-pipeline", "keras", "tensorflow")
 # Of `identity`: what rounds elsewhere.
@@ -76,8 +76,9 @@ def resolved(config: TrainConfig) -> TrainConfig:
     def chosen(asked: Any, own: Any) -> Any:
         return own if asked is None else asked
 
-    epochs = chosen(config.epochs, recipe.epochs)
     transfer, augment = model.transfer or TransferConfig(), data.augment
+    is_frozen = transfer.mode == "freeze"
+    epochs = chosen(config.epochs, FREEZE_EPOCHS if is_frozen else recipe.epochs)
     if model.name not in BACKBONES and transfer != TransferConfig():
         raise UserError(
             f"--model {model.name}: learns from nothing; --weights, --alpha, --mode and what goes "
@@ -85,6 +86,8 @@ def resolved(config: TrainConfig) -> TrainConfig:
         )
     if model.name in BACKBONES:
         transfer = resolved_transfer(transfer, model.name, epochs, data.offline is not None)
+        if is_frozen:
+            refuse_with_features(config, transfer)
         if config.save_h5 and not BACKBONES[model.name].fits_h5:
             raise UserError(
                 f"--save-h5: that format cannot hold {model.name}; leave it out, model.keras holds "
@@ -108,6 +111,18 @@ def resolved(config: TrainConfig) -> TrainConfig:
             transfer=transfer if model.name in BACKBONES else None,
         ),
     )
+
+
+def refuse_with_features(config: TrainConfig, transfer: TransferConfig) -> None:
+    """Raises: UserError for what cannot be where features stand for images."""
+    data = str(config.data.offline or config.data.augment.dataset)
+    refuse_nesting((transfer.features or Path()).expanduser().resolve(), data)
+    for given, option in (
+        (config.data.engine != "opencv", f"--engine {config.data.engine}"),
+        (config.model.activity_l1, "--activity-l1"),
+    ):
+        if given:
+            raise UserError(f"{option}: means nothing to --mode freeze; leave it out")
 
 
 def identity(config: TrainConfig, data: Data) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""`pipeline crossval`: each sample is tested once, by a network that has not seen it or a copy."""
+"""`pipeline crossval`: each sample of the split `train` is tested once, by a network that has seen
+neither it nor a copy of it. The split `test`, where there is one, is left for the end."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -73,11 +75,14 @@ def crossval(config: TrainConfig, n_folds: int, report: Report) -> str:
     config = resolved(config)
     out = config.out
     with training(config):
-        begin_whole(config, CROSSVAL, {"folds": n_folds}, "cross-validation")
-        data = open_data(config.data, report)
+        data = open_data(config.data, report, with_test=False)
         source, _ = data.validation
         folds = folds_of(source, n_folds, config.seed)
-        write_folds(out / FOLDS, source, folds)
+        listed = list_folds(source, folds)
+        # What lies in which fold also depends on the version of what makes them.
+        known = {"folds": n_folds, "sha256": hashlib.sha256(listed).hexdigest()}
+        begin_whole(config, CROSSVAL, known, "cross-validation")
+        write_atomically(out / FOLDS, listed)
         results = []
         for fold in range(n_folds):
             report.say(f"fold {fold + 1} of {n_folds}", event="fold", fold=fold + 1)
@@ -87,14 +92,14 @@ def crossval(config: TrainConfig, n_folds: int, report: Report) -> str:
         return finish(config, source, folds, results)
 
 
-def write_folds(path: Path, source: Images, folds: np.ndarray) -> None:
+def list_folds(source: Images, folds: np.ndarray) -> bytes:
     """A line for each sample that is used, sorted by its id: sample_id, fold."""
     file = io.StringIO(newline="")
     lines = csv.writer(file)
     lines.writerow(["sample_id", "fold"])
     order = sorted(np.flatnonzero(folds >= 0).tolist(), key=lambda i: source.ids[i])
     lines.writerows([source.ids[i], int(folds[i]) + 1] for i in order)
-    write_atomically(path, file.getvalue().encode())
+    return file.getvalue().encode()
 
 
 def finish(
@@ -134,7 +139,6 @@ def together(
         where += [index[name] for name in predictions.ids]
         guessed.append(predictions.probabilities)
     positions = np.array(where)
-    assert len(positions) == (folds >= 0).sum()
     return positions, evaluation(source, positions, np.concatenate(guessed))
 
 

@@ -83,9 +83,9 @@ class Data:
         return [self.train.source.content, "" if self.test is None else self.test[0].content]
 
 
-def open_data(config: DataConfig, report: Report) -> Data:
+def open_data(config: DataConfig, report: Report, with_test: bool = True) -> Data:
     """Raises: UserError for data that cannot be trained on."""
-    source, test = (open_shards if config.offline else open_online)(config, report)
+    source, test = (open_shards if config.offline else open_online)(config, report, with_test)
     if test is not None and test.shape != source.shape:
         raise UserError(
             f"the test images are {test.shape[1]}x{test.shape[0]} pixels, those to train on "
@@ -139,28 +139,32 @@ def in_blocks(source: Images, positions: np.ndarray) -> np.ndarray:
     return positions[np.lexsort((source.keys[positions], source.blocks[positions]))]
 
 
-def open_online(config: DataConfig, report: Report) -> tuple[Images, Images | None]:
+def open_online(
+    config: DataConfig, report: Report, with_test: bool
+) -> tuple[Images, Images | None]:
     augment = config.augment
     if config.engine == "tensorflow":
         refuse_library_ops(resolve_policy(augment.policy, augment.dataset))
     source, listing = open_listing(augment)
-    tell_unused(listing.splits, report)
+    tell_unused(listing.splits, with_test, report)
     train = open_split(source, listing, augment, config.cache, report)
-    if not len(listing.splits.get("test", ())):
+    if not with_test or not len(listing.splits.get("test", ())):
         return train, None
     test = replace(augment, split="test")
     return train, open_split(source, listing, test, config.cache, report)
 
 
-def tell_unused(splits: Iterable[str], report: Report) -> None:
+def tell_unused(splits: Iterable[str], with_test: bool, report: Report) -> None:
     """Says which splits neither train nor test: validation is held out of train."""
-    unused = sorted(set(splits) - {"train", "test"})
+    unused = sorted(set(splits) - {"train", *(["test"] if with_test else [])})
     if unused:
         names = ", ".join(unused)
         report.say(f"not used: the split {names}; --val-fraction is of train", event="unused")
 
 
-def open_shards(config: DataConfig, report: Report) -> tuple[Images, Images | None]:
+def open_shards(
+    config: DataConfig, report: Report, with_test: bool
+) -> tuple[Images, Images | None]:
     folder = config.offline or Path()
     job = read_manifest(folder).job
     asked = config.augment.policy
@@ -180,6 +184,6 @@ def open_shards(config: DataConfig, report: Report) -> tuple[Images, Images | No
             f"{folder}: has no augmented copies or no originals, which validation needs; write it "
             "with --copies 1 or more and --original"
         )
-    tell_unused(job["splits"], report)
-    test = ShardImages(folder, "test") if "test" in job["splits"] else None
+    tell_unused(job["splits"], with_test, report)
+    test = ShardImages(folder, "test") if with_test and "test" in job["splits"] else None
     return train, test if test is not None and len(test.usable) else None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.errors import UserError
+from datasets.errors import UserError, first_line
 from pipeline.online import open_images
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
@@ -99,12 +99,12 @@ def evaluate(
 
 def evaluation(source: Images, shown: np.ndarray, probabilities: np.ndarray) -> Evaluation:
     """What these probabilities are worth, of the samples at the positions `shown`."""
-    labels = source.labels[shown]
+    labels, probabilities = source.labels[shown], probabilities.astype(np.float32)
     likelihood = np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)
     right = probabilities.argmax(1) == labels
     return Evaluation(
         labels=labels,
-        probabilities=probabilities.astype(np.float32),
+        probabilities=probabilities,
         accuracy=float(right.mean()),
         loss=float(-np.log(likelihood).mean()),
         per_class={
@@ -131,7 +131,7 @@ def load_model(path: Path) -> Any:
     try:
         return keras.models.load_model(file, compile=False, safe_mode=True)
     except Exception as err:  # Keras, h5py and zipfile raise nearly every type there is
-        reason = (str(err).splitlines() or [type(err).__name__])[0]
+        reason = first_line(err)
         raise UserError(
             f"{file}: cannot be loaded as a Keras model: {reason}; train it anew, or name another"
         ) from err

@@ -14,16 +14,16 @@ import numpy as np
 
 from datasets import parquet
 from datasets.commit import commit, hold, is_empty, is_sealed, partial_folder, read_records
-from datasets.errors import OutputError
+from datasets.errors import Damaged, OutputError
 from datasets.manifest import Record, read_manifest
 from datasets.schema import Rows, Schema
-from pipeline.job import Job
+from pipeline.job import Job, probe, versions
 from pipeline.offline import finish, prepare_partial
 from pipeline.report import Progress, Report, duration
 from pipeline.shard import HashingFile, finished
 from pipeline.shard_images import AllCopies, ShardImages
 from pipeline.stream import Images, Stream
-from trainers.backbones import split_at_features, weights_digest
+from trainers.backbones import FEATURES, split_at_features, weights_digest
 from trainers.config import PACKAGES, TrainConfig, devices, network_probe
 from trainers.data import Data, in_blocks
 from trainers.transfer import TransferConfig
@@ -39,7 +39,11 @@ def as_features(config: TrainConfig, data: Data, model: Any, report: Report) -> 
     Raises: UserError if the features cannot be written.
     """
     source, kept = data.validation
-    features = ShardImages(write_features(config, source, model, report), SPLIT)
+    folder = write_features(config, source, model, report)
+    try:
+        features = ShardImages(folder, SPLIT)
+    except Damaged as err:
+        raise Damaged(f"{folder}: is damaged; remove it, and it is made anew ({err})") from err
     where = {name: i for i, name in enumerate(features.ids)}
     position = np.array([where.get(name, -1) for name in source.ids])
     old, images = data.train, cast(Images, features)
@@ -84,10 +88,12 @@ def feature_job(config: TrainConfig, source: Images, model: Any) -> Job:
             # Without weights the seed makes them.
             "seed": config.seed if transfer.weights == "none" else None,
             "shape": list(source.shape),
+            "n_total": source.n_total,
             "mixed_precision": config.mixed_precision,
             "threads": config.threads,
             "devices": devices(),
             "probe": network_probe(),
+            "images": {"probe": probe(), "versions": versions()},
             "versions": {name: version(name) for name in PACKAGES},
         },
     )
@@ -102,8 +108,8 @@ def write_features(config: TrainConfig, source: Images, model: Any, report: Repo
     transfer = config.model.transfer or TransferConfig()
     job = feature_job(config, source, model)
     name = f"{job.dataset}-{config.model.name}-{job.sha256()[:8]}"
-    out = (transfer.features / name).expanduser().resolve()
-    with hold(out):
+    out = ((transfer.features or Path(FEATURES)) / name).expanduser().resolve()
+    with hold(out, wait=True):  # another training may want the same, and be making it
         if not is_empty(out):
             if read_manifest(out).job_sha256 != job.sha256():
                 raise OutputError(f"{out}: holds something else; choose another --features")

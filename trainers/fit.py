@@ -171,13 +171,14 @@ def run_epochs(
             number = len(epochs) + 1
             with report.progress(data.train.n_samples, f"epoch {number} of {n_epochs}") as progress:
                 figures, losses = run_epoch(data.train, batches, step, progress)
-            if not np.isfinite(losses).all():
-                raise Diverged(
-                    f"the loss is {losses[-1]} in step {len(losses)} of epoch {number}: training "
-                    f"has diverged; give a lower --lr than {config.lr:g}"
-                )
             with averaged(model, optimizer):
                 checked = evaluate([predict], *data.validation)
+            if not np.isfinite([*losses, checked.loss]).all():
+                raise Diverged(
+                    f"the loss is {losses[-1]} in step {len(losses)} of epoch {number}, and "
+                    f"{checked.loss} in validation: training has diverged; give a lower --lr than "
+                    f"{config.lr:g}"
+                )
             epochs.append(
                 {
                     "epoch": number,

@@ -17,6 +17,7 @@ import numpy as np
 from datasets.commit import write_atomically
 from pipeline.job import differences
 from pipeline.report import duration
+from trainers.config import ARITHMETIC
 from trainers.evaluate import CONFIG, ENSEMBLE, RESULT, Evaluation
 from trainers.fit import best_epoch
 from trainers.pictures import confused_pairs, confusion_counts
@@ -28,14 +29,6 @@ REPORT = "report.html"
 OPTION = re.compile(r"(?<!\S)(--[a-z-]+( \d+)?)")
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SPLITS = {"test": "test", "val": "validation"}
-MACHINE = (
-    "devices",
-    "gpus",
-    "threads",
-    "probe",
-    "network_probe",
-    "versions",
-)  # of a run's identity
 
 
 @dataclass(frozen=True)
@@ -272,9 +265,9 @@ def crossval_report(
     ]
     rows.append(["mean", "", Share(accuracy["mean"]), loss["mean"], ""])
     text = (
-        "Each sample is tested once, by a network that has seen neither it nor a copy of it. The "
-        "interval allows for folds that share most of their training samples (Nadeau and Bengio, "
-        "2003). Each fold has a report of its own in its folder."
+        "Each sample of the split train is tested once, by a network that has seen neither it nor "
+        "a copy of it. The interval allows for folds that share most of their training samples "
+        "(Nadeau and Bengio, 2003). Each fold has a report of its own in its folder."
     )
     picture = Picture(out / "folds.png", "Accuracy of each fold, their mean and its interval")
     sections = [
@@ -318,8 +311,9 @@ def ablation_report(out: Path, result: dict[str, Any], first: Path) -> None:
         rows.append([row["part"], Share(row["accuracy"]["mean"]), lost, interval(cost), failed])
     text = (
         "Each part is left out by itself, with the same seeds as nothing is: the same order, "
-        "initial weights and draws of all other ops. So differences are taken seed by seed. An "
-        "interval that holds 0 says that these seeds do not tell whether the part helps."
+        "initial weights and draws of all other ops. So differences are taken seed by seed, and "
+        "the intervals are of seeds, on these test images. One that holds 0 says that these seeds "
+        "do not tell whether the part helps; of twenty intervals one misses the truth by chance."
     )
     header = (
         "left out",
@@ -395,7 +389,7 @@ def class_table(counts: np.ndarray, classes: tuple[str, ...]) -> Table:
 def settings(config: dict[str, Any]) -> Section:
     """All that the weights depend on but the machine, every default replaced by what it was."""
     run, origin = config["run"], config["origin"]
-    options = {k: v for k, v in run.items() if k not in (*MACHINE, "recipe", "model", "classes")}
+    options = {k: v for k, v in run.items() if k not in (*ARITHMETIC, "recipe", "model", "classes")}
     height, width, channels = options.pop("shape")
     rows = {
         "data set": origin["dataset"],

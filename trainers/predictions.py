@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.commit import write_atomically
-from datasets.errors import UserError
+from datasets.errors import UserError, first_line
 from pipeline.stream import Images
 from trainers.evaluate import Evaluation
 
@@ -77,7 +77,7 @@ def read_predictions(path: Path, n_classes: int) -> Predictions:
         if guesses.dtype != np.int64 or (guesses != probabilities.argmax(1)).any():
             raise ValueError("its guesses are not the most probable classes")
     except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as err:
-        reason = (str(err).splitlines() or [type(err).__name__])[0]
+        reason = first_line(err)
         raise UserError(
             f"{path}: cannot be read as predictions: {reason}; the same `pipeline train` with "
             "--resume writes it anew"

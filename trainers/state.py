@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from datasets.commit import write_atomically
-from datasets.errors import Damaged
+from datasets.errors import Damaged, first_line
 
 
 def variables_of(model: Any, optimizer: Any) -> list[Any]:
@@ -63,7 +63,7 @@ def restore_state(
                 variable.assign(saved[f"{i:05d}"])
             return history, optimizer
     except Exception as err:  # NumPy and zipfile raise nearly every type there is
-        reason = (str(err).splitlines() or [type(err).__name__])[0]
+        reason = first_line(err)
         raise Damaged(
             f"{path}: cannot be resumed from: {reason}; remove the folder and train anew"
         ) from err

@@ -103,9 +103,7 @@ def begin_whole(config: TrainConfig, file: str, parts: Any, what: str) -> None:
     Raises: OutputError if the folder holds anything else, or --resume is missing.
     """
     out, listed = config.out, canonical_json(parts)
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is a file; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if any(out.iterdir()) and not (out / file).is_file():
         raise OutputError(f"{out}: exists and is no {what}; choose another --out")
     if (out / file).is_file() and (out / file).read_text() != listed:
@@ -113,6 +111,18 @@ def begin_whole(config: TrainConfig, file: str, parts: Any, what: str) -> None:
     if (out / file).is_file() and not config.resume:
         raise OutputError(f"{out}: holds this {what}; go on with --resume, or choose another --out")
     write_atomically(out / file, listed.encode())
+
+
+def make_folder(out: Path) -> None:
+    """Makes a run folder, which this process holds, or clears it of what a killed run left.
+
+    Raises: OutputError if it is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is a file; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    for leftover in out.glob(".*.tmp"):
+        leftover.unlink()
 
 
 def train_part(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]:
@@ -194,15 +204,10 @@ def prepare_run(config: TrainConfig, data: Data) -> bool:
     Raises: OutputError if the folder holds anything else, or --resume is missing.
     """
     out, known = config.out, identity(config, data)
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is a file; choose another --out")
-    for leftover in out.glob(".*.tmp"):
-        leftover.unlink()  # of a run that was killed; this one holds the folder
-    is_new = not out.exists() or not any(out.iterdir())
+    make_folder(out)
+    is_new = not any(out.iterdir())
     earlier, found_at = [], origin(config)
-    if is_new:
-        out.mkdir(parents=True, exist_ok=True)
-    else:
+    if not is_new:
         stored = stored_run(config)
         refuse_another_run(config, stored["run"], known)
         # Where a run went on with other arithmetic, it says so for ever.

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import UserError
-from trainers.backbones import BACKBONES, IMAGENET, NONE, stages_of, weights_digest
+from trainers.backbones import BACKBONES, FEATURES, IMAGENET, NONE, stages_of, weights_digest
 
 BODY_RATE = 0.1  # of the head's learning rate
+FREEZE_EPOCHS = 60  # of the head alone, which take next to no time
 # Of each mode, the options that it has.
 MODES = {
-    "freeze": ("copies",),
+    "freeze": ("copies", "features"),
     "fine-tune": ("layer_decay",),
     "two-phase": ("head_epochs", "unfreeze", "layer_decay"),
 }
@@ -29,7 +30,7 @@ class TransferConfig:
     head_epochs: Of the first of two phases. unfreeze: Stages that learn in the second.
     layer_decay: What a stage's learning rate is multiplied by, seen from the one above it.
     copies: Online, of `freeze`: augmented copies of each sample, whose features are kept.
-    features: The folder under which they are kept.
+    features: Of `freeze`: the folder under which they are kept.
     """
 
     weights: str = IMAGENET
@@ -39,7 +40,7 @@ class TransferConfig:
     unfreeze: int | None = None
     layer_decay: float | None = None
     copies: int | None = None
-    features: Path = Path("features")
+    features: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,13 @@ def resolved_transfer(
 
     Raises: UserError for what does not fit the backbone or the mode.
     """
-    own = {"head_epochs": max(1, n_epochs // 4), "unfreeze": 2, "layer_decay": 1.0, "copies": 4}
+    own: dict[str, Any] = {
+        "head_epochs": max(1, n_epochs // 4),
+        "unfreeze": 2,
+        "layer_decay": 1.0,
+        "copies": 4,
+        "features": Path(FEATURES),
+    }
     has = [o for o in MODES[config.mode] if not (o == "copies" and is_offline)]
     for option in own:
         if getattr(config, option) is not None and option not in has:
