@@ -26,7 +26,7 @@ from tests.running import run, write_photos
 from tests.test_formats import modules_after
 from trainers.comparison import holm, mcnemar, wilson
 from trainers.evaluate import Evaluation, read_predictions, save_predictions
-from trainers.pictures import curves_together
+from trainers.joint_pictures import curves_together
 
 DIGITS = tuple("0123456789")
 FILES = ["changed.csv", "changed.png", "compare.json", "curves.png"]

@@ -17,8 +17,9 @@ from PIL import Image
 from pipeline.report import duration
 from tests.running import run, run_killed, write_photos
 from trainers.evaluate import Evaluation
-from trainers.html_report import Picture, Section, Share, Table, class_table, write_report
+from trainers.html_report import Picture, Section, Share, Table, write_report
 from trainers.pictures import Pair, confused_pairs, confusion, confusion_counts
+from trainers.run_reports import class_table
 
 VOID = {"br", "hr", "img", "link", "meta", "wbr"}
 HOSTILE = ("<script>alert(1)<", "$x$ {{ 7 * 7 }}", '"><img src=x onerror=alert(1)>')

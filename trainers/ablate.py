@@ -21,13 +21,13 @@ from pipeline.policy import resolve_policy
 from pipeline.report import Report
 from pipeline.stream import import_tensorflow
 from pipeline.workers import run
-from trainers import pictures
+from trainers import joint_pictures
 from trainers.backbones import IMAGENET, NONE
 from trainers.config import TrainConfig, origin, resolved
 from trainers.evaluate import RESULT
 from trainers.fit import Diverged
-from trainers.html_report import ablation_report
 from trainers.intervals import in_percent, spread
+from trainers.run_reports import ablation_report
 from trainers.train import begin_whole, train, training_folder
 
 ABLATION, TABLE, PICTURE = "ablation.json", "ablation.csv", "ablation.png"
@@ -203,7 +203,7 @@ def finish(
     split = str(wholes[seeds[0]]["split"])
     result = {"split": split, "seeds": seeds, "accuracy": whole, "without": rows}
     write_atomically(config.out / TABLE, as_csv(whole, rows))
-    pictures.contributions(rows, n_seeds, config.out / PICTURE)
+    joint_pictures.contributions(rows, n_seeds, config.out / PICTURE)
     ablation_report(config.out, result, trials(config, n_seeds)[0].config.out)
     write_atomically(config.out / RESULT, canonical_json(result).encode())
     return table(config, split, n_seeds, whole, rows)

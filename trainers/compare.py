@@ -20,7 +20,7 @@ from pipeline.online import open_images
 from pipeline.plan import refuse_nesting
 from pipeline.preview import Tile
 from pipeline.report import Report
-from trainers import pictures
+from trainers import joint_pictures
 from trainers.comparison import figures, told
 from trainers.evaluate import EvaluateConfig, data_of
 from trainers.results import Run, read_run
@@ -30,7 +30,7 @@ N_SHOWN = 24  # images of either direction
 
 
 def compare(paths: Sequence[Path], out: Path, report: Report) -> str:
-    """Tables for people; then the folder `out` holds the same figures, and pictures.
+    """Tables for people; then the folder `out` holds the same figures, and joint_pictures.
 
     Raises: UserError for runs that cannot be compared; OutputError if `out` holds anything else.
     """
@@ -46,7 +46,7 @@ def compare(paths: Sequence[Path], out: Path, report: Report) -> str:
             files = {
                 TABLE: changed_table(runs),
                 CURVES: as_png(
-                    lambda path: pictures.curves_together(
+                    lambda path: joint_pictures.curves_together(
                         [run.name for run in runs], [run.histories for run in runs], path
                     )
                 ),
@@ -56,7 +56,7 @@ def compare(paths: Sequence[Path], out: Path, report: Report) -> str:
             except (UserError, ImageError, OSError) as err:
                 found["left_out"] = f"{CHANGED} is left out: {' '.join(str(err).split())}"
             else:
-                files[CHANGED] = as_png(lambda path: pictures.changes(title, sides, path))
+                files[CHANGED] = as_png(lambda path: joint_pictures.changes(title, sides, path))
             write(place, {FIGURES: canonical_json(found).encode(), **files})
     except OSError as err:
         raise EnvironmentFailed(

@@ -17,14 +17,14 @@ from datasets.errors import UserError
 from datasets.schema import canonical_json
 from pipeline.report import Report
 from pipeline.stream import Images
-from trainers import pictures
+from trainers import joint_pictures
 from trainers.config import TrainConfig, resolved
 from trainers.data import Data, open_data, origins_of, parted
 from trainers.evaluate import RESULT, Evaluation, evaluation
-from trainers.html_report import crossval_report
 from trainers.intervals import in_percent, spread
 from trainers.predictions import PREDICTIONS, read_predictions
 from trainers.results import draw_guesses
+from trainers.run_reports import crossval_report
 from trainers.train import begin_whole, train_part, training
 
 CROSSVAL, FOLDS, PICTURE = "crossval.json", "folds.csv", "folds.png"
@@ -121,7 +121,7 @@ def finish(
         "seconds": round(sum(result["seconds"] for result in results), 3),
     }
     draw_guesses(found, source, positions, out)
-    pictures.folds(accuracy, out / PICTURE)
+    joint_pictures.folds(accuracy, out / PICTURE)
     crossval_report(out, result, results, found, source.classes)
     write_atomically(out / RESULT, canonical_json(result).encode())
     return table(out, results, accuracy, loss)

@@ -32,8 +32,8 @@ from trainers.evaluate import (
     read_config,
 )
 from trainers.fit import HISTORY, best_epoch
-from trainers.html_report import ensemble_report, run_report
 from trainers.predictions import PREDICTIONS, Predictions, read_predictions, save_predictions
+from trainers.run_reports import ensemble_report, run_report
 from trainers.state import History
 
 TENSORBOARD = "tensorboard"
