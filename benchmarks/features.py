@@ -42,8 +42,7 @@ def trained(config: TrainConfig, data: Data, on_features: bool) -> tuple[float, 
     import keras
 
     keras.backend.clear_session()
-    keras.utils.set_random_seed(config.seed)
-    model: Any = build(config.model, data.shape, len(data.classes))
+    model: Any = build(config.model, data.shape, len(data.classes), config.seed)
     config.out.mkdir(parents=True)
     started, learner, shown = time.perf_counter(), model, data
     if on_features:

@@ -196,7 +196,7 @@ for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     with strategy.scope():
-        model = build(config.model, (8, 8, 1), 10)
+        model = build(config.model, (8, 8, 1), 10, 0)
         optimizer = begin(config, model, Phase(0, config.epochs), 5)
         step = make_step(config, model, optimizer, 10)
         for _ in range(5):

@@ -102,7 +102,7 @@ def load(path: Path) -> Any:
 def made(name: str, shape: tuple[int, int, int], **transfer: Any) -> Any:
     """An untrained network."""
     transfer = {"weights": "none"} | transfer
-    return build(ModelConfig(name, transfer=TransferConfig(**transfer)), shape, 3)
+    return build(ModelConfig(name, transfer=TransferConfig(**transfer)), shape, 3, 0)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -260,8 +260,7 @@ model = ModelConfig("MobileNet", weight_decay=1e-3, batch_norm=True, transfer=tr
 config = resolved(TrainConfig(data, model, out, epochs=6))
 out.mkdir()
 opened = open_data(config.data, Report(quiet=True))
-keras.utils.set_random_seed(0)
-network = build(config.model, opened.shape, 3)
+network = build(config.model, opened.shape, 3, 0)
 for _ in run_epochs(config, opened, network, History(), None, Report(quiet=True)):
     pass
 network.save(out / "model.keras")
@@ -480,7 +479,7 @@ def test_a_wrong_weights_file_is_refused_and_nothing_in_it_is_executed(
     model = ModelConfig("MobileNet", transfer=TransferConfig(weights=str(path), alpha=0.25))
 
     def begin() -> None:
-        build(resolved(TrainConfig(data, model, tmp_path / "run")).model, (SIDE, SIDE, 3), 3)
+        build(resolved(TrainConfig(data, model, tmp_path / "run")).model, (SIDE, SIDE, 3), 3, 0)
 
     with pytest.raises(UserError) as caught:
         begin()

@@ -30,7 +30,7 @@ N_SHOWN = 24  # images of either direction
 
 
 def compare(paths: Sequence[Path], out: Path, report: Report) -> str:
-    """Tables for people; then the folder `out` holds the same figures, and joint_pictures.
+    """Tables for people; then the folder `out` holds the same figures, and pictures.
 
     Raises: UserError for runs that cannot be compared; OutputError if `out` holds anything else.
     """

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from datasets.errors import UserError
-from trainers.backbones import BACKBONES, FEATURES, backbone
+from trainers.backbones import BACKBONES, FEATURES, NONE, backbone
 from trainers.transfer import TransferConfig
 
 Tensor = Any
@@ -93,14 +93,6 @@ def normalized(x: Tensor, config: ModelConfig) -> Tensor:
     return activation(batch_normalization(x) if config.batch_norm else x, config)
 
 
-def dropout(x: Tensor, rate: float) -> Tensor:
-    """Leaves out a share of the activations. A seed is taken from Python's generator whatever the
-    rate is: without dropout too, the initial weights of what follows are the same."""
-    from keras import layers
-
-    return layers.Dropout(rate, seed=random.randrange(2**31))(x)
-
-
 def scaled(x: Tensor) -> Tensor:
     """Pixels from 0 to 255 -> -1 to 1."""
     from keras import layers
@@ -119,9 +111,9 @@ def textbook(x: Tensor, config: ModelConfig) -> Tensor:
     for filters in (32, 64):
         for _ in range(2):
             x = normalized(convolution(x, filters, config), config)
-        x = dropout(layers.MaxPooling2D()(x), rate / 2)
+        x = layers.Dropout(rate / 2)(layers.MaxPooling2D()(x))
     x = layers.Dense(512, **penalties(config))(layers.Flatten()(x))
-    return dropout(activation(x, config), rate)
+    return layers.Dropout(rate)(activation(x, config))
 
 
 def residual(x: Tensor, config: ModelConfig) -> Tensor:
@@ -139,7 +131,7 @@ def residual(x: Tensor, config: ModelConfig) -> Tensor:
         x = normalized(layers.MaxPooling2D()(convolution(x, filters, config)), config)
         x = layers.Add()([x, normalized(convolution(x, filters, config), config)])
     x = layers.GlobalMaxPooling2D()(x)
-    return dropout(x, config.dropout or 0.0)
+    return layers.Dropout(config.dropout or 0.0)(x)
 
 
 def transferred(x: Tensor, config: ModelConfig) -> Tensor:
@@ -152,7 +144,7 @@ def transferred(x: Tensor, config: ModelConfig) -> Tensor:
         x = layers.ActivityRegularization(l1=config.activity_l1)(x)
     if config.batch_norm:
         x = batch_normalization(x)
-    return dropout(x, config.dropout or 0.0)
+    return layers.Dropout(config.dropout or 0.0)(x)
 
 
 MODELS = {
@@ -201,12 +193,17 @@ MODELS = {
 
 
 def build(
-    config: ModelConfig, shape: tuple[int, ...], n_classes: int, precision: str = "float32"
+    config: ModelConfig,
+    shape: tuple[int, ...],
+    n_classes: int,
+    seed: int,
+    precision: str = "float32",
 ) -> Any:
     """A Keras model from (B, H, W, C) uint8 images to (B, n_classes) float32 logits.
 
-    precision: Keras' name of the types of weights and arithmetic, such as "mixed_bfloat16".
-
+    Args:
+      seed: Of the initial weights and of dropout, which depend on nothing else.
+      precision: Keras' name of the types of weights and arithmetic, such as "mixed_bfloat16".
     Raises: UserError if the images are too small for it.
     """
     import keras
@@ -222,9 +219,46 @@ def build(
     x = recipe.build(inputs, config)
     outputs = keras.layers.Dense(n_classes, dtype="float32", **penalties(config))(x)
     model = keras.Model(inputs, outputs, name=config.name)
-    if config.name in BACKBONES:
+    is_backbone = config.name in BACKBONES
+    if is_backbone:
         penalize(model, config)
+    has_weights = is_backbone and (config.transfer or TransferConfig()).weights != NONE
+    first = FEATURES if has_weights else None
+    draw_weights(model, seed, first)
     return model
+
+
+def draw_weights(model: Any, seed: int, after: str | None) -> None:
+    """Draws the random weights of a model, or of its layers after the one of that name, and the
+    states of dropout, each from the seed and its number alone.
+
+    Keras takes a seed for each from Python's generator as layers are made, where other threads may
+    draw too (Dask's do), and layers without weights: a network without dropout would begin with
+    other weights.
+    """
+    weights, states = random.Random(f"weights {seed}"), random.Random(f"dropout {seed}")
+    is_reached = after is None
+    for layer in layers_of(model):
+        is_reached = is_reached or layer.name == after
+        if type(layer).__name__ == "Dropout":
+            state = [states.randrange(2**31), 0]
+            if hasattr(layer, "seed_generator"):
+                layer.seed_generator.state.assign(state)
+        depthwise = getattr(layer, "depthwise_initializer", None)
+        initializer = depthwise or getattr(layer, "kernel_initializer", None)
+        if initializer is None or not is_reached:
+            continue
+        options = initializer.get_config() | {"seed": weights.randrange(2**31)}
+        kernel = layer.kernel
+        kernel.assign(type(initializer).from_config(options)(kernel.shape, dtype=kernel.dtype))
+
+
+def layers_of(model: Any) -> Iterator[Any]:
+    """All layers, those of models inside too."""
+    for layer in model.layers:
+        yield layer
+        if hasattr(layer, "layers"):
+            yield from layers_of(layer)
 
 
 def penalize(model: Any, config: ModelConfig) -> None:

@@ -167,7 +167,7 @@ def train_one(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]
         )
     with strategy.scope():
         precision = "mixed_bfloat16" if config.mixed_precision else "float32"
-        model = build(config.model, data.shape, len(data.classes), precision)
+        model = build(config.model, data.shape, len(data.classes), config.seed, precision)
         is_begun = prepare_run(config, data)
         learner, shown = model, data
         if config.model.transfer and config.model.transfer.mode == "freeze":
