@@ -63,19 +63,19 @@ def main() -> None:
     options = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
     import_tensorflow(threads).config.experimental.enable_op_determinism()
-    network = TransferConfig(weights=options.weights, mode="freeze")
     with scratch_folder() as folder:
-        augment = [PIPELINE, "augment", "--dataset", options.dataset, "--copies", "3", "--quiet"]
+        command = [PIPELINE, "augment", "--dataset", options.dataset, "--copies", "3", "--quiet"]
         where = ["--data-dir", str(options.data_dir), "--image-size", "224", "--encoding", "raw"]
-        seconds([*augment, *where, "--out", str(folder / "shards")])
-        shards = DataConfig(AugmentConfig("", folder), folder / "shards", per_epoch="all-copies")
+        seconds([*command, *where, "--out", str(folder / "shards")])
+        augment = AugmentConfig(options.dataset, options.data_dir)
+        shards = DataConfig(augment, folder / "shards", per_epoch="all-copies")
         times: dict[bool, list[float]] = {False: [], True: []}
         accuracies: dict[bool, list[float]] = {False: [], True: []}
         for seed in range(options.seeds):
             for on_features in (True, False):
                 out = folder / f"{on_features}-{seed}"
                 # Features of each seed are made anew, as if there was one alone.
-                own = TransferConfig(**{**vars(network), "features": out / "features"})
+                own = TransferConfig(options.weights, mode="freeze", features=out / "features")
                 model = ModelConfig("MobileNet", transfer=own)
                 config = TrainConfig(shards, model, out, N_EPOCHS, seed=seed, threads=threads)
                 config = resolved(config)

@@ -360,7 +360,8 @@ def test_an_interrupted_run_says_so_and_goes_on(tmp_path: Path, sent: int, code:
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr
     assert (
-        stderr == "pipeline: stopped; the same command goes on from there (train: with --resume)\n"
+        stderr
+        == "pipeline: stopped; the same command goes on from there (trainings: with --resume)\n"
     )
     assert not out.exists()
     assert "shards are done" in run(*job, "--out", out).stderr

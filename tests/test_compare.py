@@ -25,8 +25,9 @@ from pipeline.report import Report
 from tests.running import run, write_photos
 from tests.test_formats import modules_after
 from trainers.comparison import holm, mcnemar, wilson
-from trainers.evaluate import Evaluation, read_predictions, save_predictions
+from trainers.evaluate import Evaluation
 from trainers.joint_pictures import curves_together
+from trainers.predictions import read_predictions, save_predictions
 
 DIGITS = tuple("0123456789")
 FILES = ["changed.csv", "changed.png", "compare.json", "curves.png"]

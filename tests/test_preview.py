@@ -12,7 +12,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image, ImageFont
 
 from datasets.images import decode
-from pipeline.preview import caption, from_output, from_source, wrapped
+from pipeline.preview import TILE_PX, caption, from_output, from_source, wrapped
 from tests.running import run, write_photos
 
 # Of a sheet, in pixels: where the first tile is, its longer side, and to the next one in its row.
@@ -116,12 +116,12 @@ def test_every_tile_has_its_caption_below_and_its_class_at_the_left(
     ],
 )
 def test_long_names_are_broken_and_not_cut(caption: str, lines: list[str]) -> None:
-    assert wrapped(caption, ImageFont.load_default(11)) == lines
+    assert wrapped(caption, ImageFont.load_default(11), TILE_PX) == lines
 
 
 def test_no_name_is_too_long_for_a_caption() -> None:
     font = ImageFont.load_default(11)
-    lines = wrapped("x" * 255 + "  is y", font)
+    lines = wrapped("x" * 255 + "  is y", font, TILE_PX)
     assert len(lines) == 5
     assert lines[-2].endswith("…")
     assert lines[-1] == "is y"
