@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,7 @@ def devices() -> list[str]:
     return [str(detail.get("device_name", "GPU")) for detail in details] or ["CPU"]
 
 
+@lru_cache(maxsize=1)
 def network_probe() -> str:
     """16 hex digits that are equal where this machine multiplies equally: a convolution forth and
     back, and a matrix product. Processors with other instructions round elsewhere."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +29,7 @@ from trainers.config import PACKAGES, TrainConfig, devices, network_probe
 from trainers.data import Data, in_blocks
 from trainers.transfer import TransferConfig
 
-BATCH = 64
+BATCH = 8
 SPLIT = "train"
 
 
@@ -166,23 +167,24 @@ def write_block(
 ) -> Record:
     """Writes one shard: copy after copy, each with the same samples."""
 
-    def batches(copy: int) -> Iterator[Rows]:
-        stream = Stream(source, positions, BATCH, order_seed=None, copy=copy)
-        for start in range(0, len(positions), BATCH):
-            here = positions[start : start + BATCH]
-            images, labels = stream.fetch(here, copy)
-            ids = [source.ids[i] for i in here]
-            yield Rows(extract(images).numpy(), labels, ids, copy, {})
-            progress.advance(len(here))
+    copies = job.copies(SPLIT)
+    batches = [(copy, start) for copy in copies for start in range(0, len(positions), BATCH)]
+
+    def made(batch: tuple[int, int]) -> Rows:
+        copy, start = batch
+        here = positions[start : start + BATCH]
+        images, labels = Stream(source, here, BATCH, order_seed=None).fetch(here, copy)
+        return Rows(extract(images).numpy(), labels, [source.ids[i] for i in here], copy, {})
 
     def fill(file: BinaryIO) -> Record:
         hashing = HashingFile(file)
         schema: Schema = job.schema(source.classes)
         writer = parquet.Writer(hashing, schema, job.compression)
-        copies = job.copies(SPLIT)
-        for copy in copies:
-            for rows in batches(copy):
+        # Several at a time: not every op of a network has work for all cores.
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for rows in pool.map(made, batches):
                 writer.write(rows)
+                progress.advance(len(rows))
         writer.close()
         labels = Counter(source.labels[positions].tolist())
         return Record(
