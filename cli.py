@@ -109,6 +109,15 @@ Policy = Annotated[
 ImageSize = Annotated[
     str | None, typer.Option(help="Resize and centre-crop to S x S or HxW pixels, antialiased.")
 ]
+RunDataset = Annotated[str | None, typer.Option(help="Name or path.", show_default="the run's")]
+RunDataDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where known data sets lie.",
+        envvar="PIPELINE_DATA",
+        show_default="the run's, or ~/.cache/augmentation-pipeline",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Augmentation seed.")]
 Limit = Annotated[
     int | None, typer.Option(min=1, help="This many samples of each split, chosen by hash.")
@@ -561,28 +570,15 @@ def evaluate(
     runs: Annotated[
         list[Path], typer.Argument(help="Run folders, .keras or .h5 files; several are averaged.")
     ],
-    dataset: Annotated[
-        str | None, typer.Option(help="Name or path.", show_default="the first run's")
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where known data sets lie.",
-            envvar="PIPELINE_DATA",
-            show_default="the first run's, or ~/.cache/augmentation-pipeline",
-        ),
-    ] = None,
+    dataset: RunDataset = None,
+    data_dir: RunDataDir = None,
     split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
-    policy: Annotated[
-        str | None, typer.Option(help="Of --tta.", show_default="the first run's")
-    ] = None,
+    policy: Annotated[str | None, typer.Option(help="Of --tta.", show_default="the run's")] = None,
     tta: Annotated[
         int, typer.Option(min=0, max=1000, help="Average so many augmented copies of each too.")
     ] = 0,
     image_size: ImageSize = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of --tta.", show_default="the first run's")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of --tta.", show_default="the run's")] = None,
     limit: Limit = None,
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
@@ -639,17 +635,8 @@ def visualize(
         list[Path] | None,
         typer.Option(help="File to look at; repeatable.", show_default="samples of a data set"),
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Name or path.", show_default="the run's")
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where known data sets lie.",
-            envvar="PIPELINE_DATA",
-            show_default="the run's, or ~/.cache/augmentation-pipeline",
-        ),
-    ] = None,
+    dataset: RunDataset = None,
+    data_dir: RunDataDir = None,
     split: Annotated[str, typer.Option(help="The split to take samples of.")] = "test",
     samples: Annotated[int, typer.Option(min=1, max=40, help="Samples, chosen by hash.")] = 4,
     class_name: Annotated[

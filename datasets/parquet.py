@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.errors import Damaged
+from datasets.errors import Damaged, first_line
 from datasets.schema import Encoding, Rows, Schema
 
 ROW_GROUP_BYTES = 16 * 2**20
@@ -220,4 +220,4 @@ def read_columns(
         names = names or [n for n in pq.read_schema(path).names if n not in (IMAGE, FEATURES)]
         return pq.read_table(path, columns=names, partitioning=None)
     except (pa.ArrowException, OSError) as err:
-        raise Damaged(f"{path}: cannot be read: {str(err).splitlines()[0]}") from err
+        raise Damaged(f"{path}: cannot be read: {first_line(err)}") from err

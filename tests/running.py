@@ -33,6 +33,18 @@ def run(
     return result
 
 
+def run_script(script: str, *arguments: object) -> None:
+    """Runs Python source in a process of its own, which must end well."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def run_killed(*arguments: object, step: str, victim: str, folder: Path) -> int:
     """Starts the command in a process group of its own, with a SIGKILL for the whole group
     (victim="group") or for the one process that gets there (victim="process") when it first

@@ -16,16 +16,13 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from datasets.source import is_held_out
-from pipeline.online import open_images
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
-from tests.running import run, run_killed, write_photos
+from tests.running import run, run_killed, run_script, write_photos
 from trainers.data import DataConfig, open_data
-from trainers.evaluate import evaluate, predictor
 
 SMALL = ("--limit", 200, "--threads", 2)
 JOB = ("train", *SMALL, "--epochs", 3, "--dropout", 0.2, "--quiet")
-ALL_OPS = "shift()|rotate()|flip()|brightness()"
 POLICY = "shift()|rotate()|brightness()|albumentations.GaussNoise(p=0.5)"
 
 
@@ -218,17 +215,6 @@ def test_two_replicas_learn_what_one_learns(model: str) -> None:
     run_script(REPLICAS, model)
 
 
-def run_script(script: str, *arguments: object) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_validation_is_held_out_by_hash() -> None:
     augment = AugmentConfig("digits", Path("unused"), limit=300, policy="brightness(factor=1)")
     data = open_data(DataConfig(augment, val_fraction=0.2), Report(quiet=True))
@@ -280,87 +266,6 @@ def test_no_mistakes_and_nothing_to_test_are_no_mistakes_of_ours(tmp_path: Path)
     found = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (found["split"], found["val_accuracy"]) == ("val", 1.0)
     assert (tmp_path / "run" / "mistakes.png").is_file()
-
-
-class Recorder:
-    """A model that keeps what it is shown."""
-
-    def __init__(self) -> None:
-        self.seen: list[np.ndarray] = []
-
-    def __call__(self, images: Any) -> Any:
-        import tensorflow as tf
-
-        tf.py_function(lambda batch: self.seen.append(batch.numpy()), [images], [])
-        return tf.zeros((tf.shape(images)[0], 10))
-
-
-@pytest.mark.parametrize("part", ["validation", "test"])
-def test_what_is_evaluated_are_the_originals(part: str) -> None:
-    augment = AugmentConfig("digits", Path("unused"), limit=300, policy="brightness(factor=1)")
-    source, shown = getattr(open_data(DataConfig(augment), Report(quiet=True)), part)
-    recorder = Recorder()
-    found = evaluate([predictor(recorder, source.shape)], source, shown)
-    assert_array_equal(np.concatenate(recorder.seen), source.pixels[shown])
-    assert_array_equal(found.labels, source.labels[shown])
-
-
-def test_test_time_augmentation_adds_copies_and_several_models_are_averaged() -> None:
-    augment = AugmentConfig("digits", Path("unused"), limit=50, policy=ALL_OPS)
-    source = open_images(augment, "memory", Report(quiet=True))
-    first, second = Recorder(), Recorder()
-    predictors = [predictor(recorder, source.shape) for recorder in (first, second)]
-    evaluate(predictors, source, source.usable, n_copies=2)
-    want = np.stack([source.images(source.usable, copy) for copy in range(3)])
-    for recorder in (first, second):
-        assert_array_equal(np.stack(recorder.seen), want)
-
-
-def test_evaluate_tells_what_runs_are_worth_alone_and_together(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        run(*JOB, "--seed", seed, "--out", tmp_path / str(seed))
-    one, two, both = run("evaluate", tmp_path / "0", tmp_path / "1").stdout.splitlines()
-    accuracy = json.loads((tmp_path / "0" / "result.json").read_text())["test_accuracy"]
-    assert one.startswith(f"{tmp_path / '0'}: accuracy ")
-    assert two.startswith(f"{tmp_path / '1'}: accuracy ")
-    assert both.startswith("the 2 together: accuracy ")
-    limited = run("evaluate", tmp_path / "0", "--limit", 200).stdout
-    assert f"accuracy {accuracy:.4f}, " in limited
-    assert "on 200 images" in limited
-
-
-@pytest.mark.parametrize(
-    ("content", "options", "expected"),
-    [
-        (None, (), "no such model; expected a finished run"),
-        (b"PK no model", (), "cannot be loaded as a Keras model"),
-        ("model", ("--dataset", "photos", "--image-size", 20), "takes images of (8, 8, 1)"),
-    ],
-)
-def test_models_that_cannot_be_used_are_told_in_one_line(
-    tmp_path: Path, content: object, options: tuple[object, ...], expected: str
-) -> None:
-    write_photos(tmp_path / "photos", 40)
-    path = tmp_path / "model.keras"
-    if content == "model":
-        run("train", *SMALL, "--epochs", 1, "--quiet", "--out", tmp_path / "run")
-        path = tmp_path / "run"
-    elif isinstance(content, bytes):
-        path.write_bytes(content)
-    arguments = [tmp_path / o if o == "photos" else o for o in options]
-    result = run("evaluate", path, *arguments, code=2)
-    assert expected in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-
-
-def test_a_data_set_with_other_classes_is_refused(tmp_path: Path) -> None:
-    ours = write_photos(tmp_path / "ours", 40)
-    theirs = write_photos(tmp_path / "theirs", 40, ("cat", "cow"))
-    job = ("train", "--dataset", ours, "--image-size", 16, "--epochs", 1, "--quiet")
-    run(*job, "--out", tmp_path / "run")
-    assert " images; worst class " in run("evaluate", tmp_path / "run").stdout
-    message = run("evaluate", tmp_path / "run", "--dataset", theirs, code=2).stderr
-    assert "knows other classes than the data set ('dog' where that has 'cow')" in message
 
 
 @pytest.mark.parametrize(
@@ -439,29 +344,6 @@ def test_other_threads_are_refused_unless_that_is_wanted(tmp_path: Path) -> None
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["run"]["threads"] == 1
     assert [run["threads"] for run in config["earlier"]] == [2]
-
-
-FOREIGN = """
-import sys
-import keras
-inputs = keras.Input((8, 8, 1), dtype="uint8")
-x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
-keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(x)).save(sys.argv[1])
-"""
-
-
-def test_models_made_elsewhere_are_evaluated_by_their_own_probabilities(tmp_path: Path) -> None:
-    import keras
-
-    path = tmp_path / "foreign.keras"
-    run_script(FOREIGN, path)
-    assert "give --dataset" in run("evaluate", path, code=2).stderr
-    found = run("evaluate", path, "--dataset", "digits").stdout
-    augment = AugmentConfig("digits", Path("unused"), split="test")
-    source = open_images(augment, "none", Report(quiet=True))
-    guesses = keras.models.load_model(path).predict(source.images(source.usable, 0), verbose=0)
-    of_truth = guesses[np.arange(len(guesses)), source.labels]
-    assert f"loss {-np.log(of_truth).mean():.4f} on 335 images" in found
 
 
 def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:

@@ -40,8 +40,6 @@ REGULARIZERS: dict[str, dict[str, Any]] = {
     "activity L1": {"activity_l1": 0.0},
     "batch normalization": {"batch_norm": False},
 }
-
-
 # Within a process, whose random generators trainings would share: a worker may have many threads.
 ONE_AT_A_TIME = threading.Lock()
 
@@ -118,7 +116,8 @@ def ablate(
         whole = {"without": list(variants(config)), "seeds": [config.seed, n_seeds]}
         begin_whole(config, ABLATION, whole, "ablation")
         results: dict[tuple[str, int], dict[str, Any] | None] = {}
-        workers = n_workers if n_workers > 1 and not has_gpu(config.threads) else 0
+        is_local = scheduler is None and n_workers > 1
+        workers = n_workers if is_local and not has_gpu(config.threads) else 0
         for trial, result in run(train_trial, todo, workers, scheduler, None):
             results[trial.left_out, trial.seed] = result
             worth = "diverged" if result is None else f"accuracy {accuracy_of(result):.4f}"

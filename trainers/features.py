@@ -24,10 +24,10 @@ from pipeline.report import Progress, Report, duration
 from pipeline.shard import HashingFile, finished
 from pipeline.shard_images import AllCopies, ShardImages
 from pipeline.stream import Images, Stream
-from trainers.backbones import FEATURES, split_at_features, weights_digest
+from trainers.backbones import FEATURES, NONE, split_at_features, weights_digest
 from trainers.config import PACKAGES, TrainConfig, devices, network_probe
 from trainers.data import Data, in_blocks
-from trainers.transfer import TransferConfig
+from trainers.transfer import FEATURES_FOLDER, TransferConfig
 
 BATCH = 8
 SPLIT = "train"
@@ -46,16 +46,21 @@ def as_features(config: TrainConfig, data: Data, model: Any, report: Report) -> 
     except Damaged as err:
         raise Damaged(f"{folder}: is damaged; remove it, and it is made anew ({err})") from err
     where = {name: i for i, name in enumerate(features.ids)}
-    position = np.array([where.get(name, -1) for name in source.ids])
+
+    def positions(theirs: np.ndarray) -> np.ndarray:
+        """Those of the same samples, which lie in another order here."""
+        return np.array([where[source.ids[i]] for i in theirs])
+
     old, images = data.train, cast(Images, features)
-    shown = position[old.shown % len(source.ids)]
     if isinstance(old.source, AllCopies):
         images = all_copies = AllCopies(features)
-        shown = all_copies.rows(np.unique(shown))
+        shown = all_copies.rows(positions(np.unique(old.shown % len(source.ids))))
+    else:
+        shown = positions(old.shown)
     return replace(
         data,
         train=Stream(images, shown, old.batch_size, old.order_seed),
-        validation=(features, in_blocks(features, position[kept])),
+        validation=(features, in_blocks(features, positions(kept))),
         test=None,
     )
 
@@ -63,7 +68,6 @@ def as_features(config: TrainConfig, data: Data, model: Any, report: Report) -> 
 def feature_job(config: TrainConfig, source: Images, model: Any) -> Job:
     """All that the features depend on."""
     transfer = config.model.transfer or TransferConfig()
-    body, _ = split_at_features(model)
     n_copies = source.n_copies if transfer.copies is None else transfer.copies
     data = config.data.offline or config.data.augment.dataset
     return Job(
@@ -78,7 +82,7 @@ def feature_job(config: TrainConfig, source: Images, model: Any) -> Job:
         quality=None,
         compression="none",
         image_size=None,
-        shape=(int(body.output_shape[-1]),),
+        shape=(int(model.get_layer(FEATURES).output.shape[-1]),),
         block_samples=None,
         limit=config.data.augment.limit,
         version=version("augmentation-pipeline"),
@@ -87,7 +91,7 @@ def feature_job(config: TrainConfig, source: Images, model: Any) -> Job:
             "alpha": transfer.alpha,
             "weights": weights_digest(transfer.weights),
             # Without weights the seed makes them.
-            "seed": config.seed if transfer.weights == "none" else None,
+            "seed": config.seed if transfer.weights == NONE else None,
             "shape": list(source.shape),
             "n_total": source.n_total,
             "mixed_precision": config.mixed_precision,
@@ -109,7 +113,7 @@ def write_features(config: TrainConfig, source: Images, model: Any, report: Repo
     transfer = config.model.transfer or TransferConfig()
     job = feature_job(config, source, model)
     name = f"{job.dataset}-{config.model.name}-{job.sha256()[:8]}"
-    out = ((transfer.features or Path(FEATURES)) / name).expanduser().resolve()
+    out = ((transfer.features or FEATURES_FOLDER) / name).expanduser().resolve()
     with hold(out, wait=True):  # another training may want the same, and be making it
         if not is_empty(out):
             if read_manifest(out).job_sha256 != job.sha256():
@@ -165,8 +169,10 @@ def write_block(
     extract: Any,
     progress: Progress,
 ) -> Record:
-    """Writes one shard: copy after copy, each with the same samples."""
+    """Writes one shard: of each copy, the features of the samples at these (n,) positions.
 
+    extract: From `extractor`. Raises: UserError if an image can no longer be had.
+    """
     copies = job.copies(SPLIT)
     batches = [(copy, start) for copy in copies for start in range(0, len(positions), BATCH)]
 

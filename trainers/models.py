@@ -222,9 +222,8 @@ def build(
     is_backbone = config.name in BACKBONES
     if is_backbone:
         penalize(model, config)
-    has_weights = is_backbone and (config.transfer or TransferConfig()).weights != NONE
-    first = FEATURES if has_weights else None
-    draw_weights(model, seed, first)
+    is_pretrained = is_backbone and (config.transfer or TransferConfig()).weights != NONE
+    draw_weights(model, seed, after=FEATURES if is_pretrained else None)
     return model
 
 
@@ -236,11 +235,13 @@ def draw_weights(model: Any, seed: int, after: str | None) -> None:
     draw too (Dask's do), and layers without weights: a network without dropout would begin with
     other weights.
     """
+    from keras import layers
+
     weights, states = random.Random(f"weights {seed}"), random.Random(f"dropout {seed}")
     is_reached = after is None
     for layer in layers_of(model):
         is_reached = is_reached or layer.name == after
-        if type(layer).__name__ == "Dropout":
+        if isinstance(layer, layers.Dropout):
             state = [states.randrange(2**31), 0]
             if hasattr(layer, "seed_generator"):
                 layer.seed_generator.state.assign(state)

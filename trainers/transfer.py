@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import UserError
-from trainers.backbones import BACKBONES, FEATURES, IMAGENET, NONE, stages_of, weights_digest
+from trainers.backbones import BACKBONES, IMAGENET, NONE, stages_of, weights_digest
 
 BODY_RATE = 0.1  # of the head's learning rate
 FREEZE_EPOCHS = 60  # of the head alone, which take next to no time
+FEATURES_FOLDER = Path("features")
 # Of each mode, the options that it has.
 MODES = {
     "freeze": ("copies", "features"),
@@ -67,7 +68,7 @@ def resolved_transfer(
         "unfreeze": 2,
         "layer_decay": 1.0,
         "copies": 4,
-        "features": Path(FEATURES),
+        "features": FEATURES_FOLDER,
     }
     has = [o for o in MODES[config.mode] if not (o == "copies" and is_offline)]
     for option in own:
@@ -75,10 +76,8 @@ def resolved_transfer(
             why = "shards bring theirs" if option == "copies" and is_offline else "has no such"
             flag = "--" + option.replace("_", "-")
             raise UserError(f"{flag}: --mode {config.mode} {why}; leave it out")
-    given: dict[str, Any] = {
-        o: own[o] if getattr(config, o) is None else getattr(config, o) for o in has
-    }
-    config = replace(config, **given)
+    missing = {option: own[option] for option in has if getattr(config, option) is None}
+    config = replace(config, **missing)
     if config.head_epochs is not None and config.head_epochs >= n_epochs:
         raise UserError(
             f"--head-epochs {config.head_epochs}: of {n_epochs} epochs some must be left for the "
@@ -115,11 +114,13 @@ def unfreeze(model: Any, name: str, config: TransferConfig, phase: Phase) -> dic
 
     With weights, batch normalization keeps statistics, scale and shift: small data sets spoil them.
     """
+    from keras import layers
+
     rates, stages = {}, stages_of(model, name)
     n_learning = len(stages) if phase.n_stages is None else phase.n_stages
     for above, stage in enumerate(reversed(stages)):
         for layer in stage:
-            is_kept = config.weights != NONE and type(layer).__name__ == "BatchNormalization"
+            is_kept = config.weights != NONE and isinstance(layer, layers.BatchNormalization)
             layer.trainable = above < n_learning and not is_kept
             for variable in layer.trainable_variables:
                 rates[variable.path] = BODY_RATE * (config.layer_decay or 1.0) ** above
