@@ -12,11 +12,7 @@ from trainers.models import ModelConfig, build
 from trainers.transfer import TransferConfig
 
 SIDE = 32
-
-
 THREADS = ("--threads", 2)
-
-
 NETWORK = ("--model", "MobileNet", "--alpha", 0.25, "--image-size", SIDE, *THREADS)
 
 
