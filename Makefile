@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 READERS := .venv-readers
+AIRFLOW := .venv-airflow
 PEERS := .venv-peers
 RUN := $(VENV)/bin/
 
@@ -15,7 +16,7 @@ demo: $(VENV)/installed
 test: $(VENV)/dev $(READERS)/installed
 	$(RUN)pytest
 
-test-all: $(VENV)/dev $(READERS)/installed
+test-all: $(VENV)/dev $(READERS)/installed $(AIRFLOW)/installed
 	$(RUN)pytest -m ""
 
 check: $(VENV)/dev
@@ -34,7 +35,7 @@ bench: $(VENV)/dev $(PEERS)/installed
 	$(RUN)python benchmarks/memory.py $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA))
 
 clean:
-	rm -rf $(VENV) $(READERS) $(PEERS) augmented compare features runs
+	rm -rf $(VENV) $(READERS) $(AIRFLOW) $(PEERS) augmented compare features runs
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +50,12 @@ $(VENV)/dev: $(VENV)/installed
 $(READERS)/installed: tests/readers/requirements.txt
 	$(PYTHON) -m venv $(READERS)
 	$(READERS)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+# For the DAG in deploy/: a hundred packages, which only `make test-all` waits for.
+$(AIRFLOW)/installed: deploy/airflow-requirements.txt
+	$(PYTHON) -m venv $(AIRFLOW)
+	$(AIRFLOW)/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 $(PEERS)/installed: benchmarks/requirements.txt
