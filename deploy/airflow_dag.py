@@ -22,6 +22,8 @@ with DAG(
             "exec /opt/augmentation-pipeline/bin/pipeline"
             " run /etc/augmentation-pipeline/nightly.yaml --log-format json"
         ),
+        env={"PHOTOS": "/srv/photos"},
+        append_env=True,
         cwd="/var/lib/augmentation-pipeline",
         skip_on_exit_code=4,  # another run of the job is going, which does the work
         # For 5 and 143: the next try goes on where this one ended. Airflow cannot tell them from 1,

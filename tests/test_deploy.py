@@ -103,6 +103,13 @@ def test_every_command_and_option_in_the_files_exists(place: str) -> None:
     assert {word for word in words if word.startswith("--")} <= options_of(COMMANDS[name])
 
 
+def test_what_the_job_file_takes_from_the_environment_is_set() -> None:
+    wanted = set(re.findall(r"\$\{(\w+)\}", (ROOT / "jobs" / "nightly.yaml").read_text()))
+    for file in (SERVICE, DEPLOY / "pipeline.cron", DEPLOY / "airflow_dag.py"):
+        for name in wanted - {"DATE"}:
+            assert re.search(rf"\b{name}\b[=\"]", file.read_text()), f"{file.name}: {name}"
+
+
 def test_all_schedules_are_the_same() -> None:
     cron = cron_line()[0]
     assert cron == kubernetes()["CronJob/pipeline-nightly"]["spec"]["schedule"]
