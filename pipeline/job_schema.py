@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pipeline.steps import Command, Option
 
@@ -52,7 +52,8 @@ def model(name: str, fields: dict[str, Any], **config: Any) -> Any:
     from pydantic import ConfigDict, create_model
 
     own = {f"{key.replace('-', '_')}_": field for key, field in fields.items()}
-    return create_model(name, __config__=ConfigDict(extra="forbid", strict=True, **config), **own)  # type: ignore[call-overload]
+    settings = cast(ConfigDict, {"extra": "forbid", "strict": True, **config})
+    return create_model(name, __config__=settings, **own)
 
 
 def options_type(command: Command) -> Any:
@@ -85,7 +86,9 @@ def value_type(option: Option) -> Any:
 
     if issubclass(option.kind, StrEnum):
         values = [str(value) for value in option.kind]
-        schema = {"anyOf": [{"enum": values}, {"type": "string", "pattern": PLACEHOLDER}]}
+        schema: dict[str, Any] = {
+            "anyOf": [{"enum": values}, {"type": "string", "pattern": PLACEHOLDER}]
+        }
         return Annotated[Literal[tuple(values)], WithJsonSchema(schema)]
     if option.kind is str:
         return text_type(TEXT)
@@ -105,7 +108,7 @@ def text_type(pattern: str) -> Any:
     """Text, or a whole number, which is the text of its digits: `image-size: 224`."""
     from pydantic import BeforeValidator, Field, WithJsonSchema
 
-    schema = {"type": ["string", "integer"], "pattern": pattern}
+    schema: dict[str, Any] = {"type": ["string", "integer"], "pattern": pattern}
     if pattern != TEXT:
         schema = {"anyOf": [schema, {"type": "string", "pattern": PLACEHOLDER}]}
     return Annotated[str, Field(pattern=pattern), BeforeValidator(as_text), WithJsonSchema(schema)]
