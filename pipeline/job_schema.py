@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Literal, cast
 
 from pipeline.steps import Command, Option
@@ -26,19 +27,20 @@ class Placeholder(str):
     expected."""
 
 
-def job_model(commands: Mapping[str, Command]) -> Any:
+@lru_cache(maxsize=1)
+def job_model(commands: tuple[Command, ...]) -> Any:
     """The pydantic model of a whole job file, whose steps are these commands."""
     from pydantic import BeforeValidator, Field
 
     steps = {
-        name: (options_type(command), Field(None, alias=name, description=command.help))
-        for name, command in commands.items()
+        one.name: (options_type(one), Field(None, alias=one.name, description=one.help))
+        for one in commands
     }
     step = model("step", steps, json_schema_extra={"minProperties": 1, "maxProperties": 1})
     types = {
-        "name": text_type(NAME),
-        "history": text_type(TEXT),
-        "deadline": text_type(DEADLINE),
+        "name": pattern_type(NAME),
+        "history": text_type(),
+        "deadline": pattern_type(DEADLINE),
         "steps": list[Annotated[step, BeforeValidator(refuse_all_but_one)]],  # type: ignore[valid-type]
     }
     described = {key: Field(None, alias=key, description=text) for key, text in KEYS.items()}
@@ -91,7 +93,7 @@ def value_type(option: Option) -> Any:
         }
         return Annotated[Literal[tuple(values)], WithJsonSchema(schema)]
     if option.kind is str:
-        return text_type(TEXT)
+        return text_type()
     kind = {bool: "boolean", int: "integer", float: "number"}[option.kind]
     limits = {"minimum": option.low, "maximum": option.high}
     number = {"type": kind, **{k: v for k, v in limits.items() if v is not None}}
@@ -104,14 +106,20 @@ def value_type(option: Option) -> Any:
     ]
 
 
-def text_type(pattern: str) -> Any:
+def text_type() -> Any:
     """Text, or a whole number, which is the text of its digits: `image-size: 224`."""
     from pydantic import BeforeValidator, Field, WithJsonSchema
 
-    schema: dict[str, Any] = {"type": ["string", "integer"], "pattern": pattern}
-    if pattern != TEXT:
-        schema = {"anyOf": [schema, {"type": "string", "pattern": PLACEHOLDER}]}
-    return Annotated[str, Field(pattern=pattern), BeforeValidator(as_text), WithJsonSchema(schema)]
+    schema = {"type": ["string", "integer"], "pattern": TEXT}
+    return Annotated[str, Field(pattern=TEXT), BeforeValidator(as_text), WithJsonSchema(schema)]
+
+
+def pattern_type(pattern: str) -> Any:
+    """Text of this form, or with a `${NAME}` in it that may give it."""
+    from pydantic import Field, WithJsonSchema
+
+    forms = [{"type": "string", "pattern": form} for form in (pattern, PLACEHOLDER)]
+    return Annotated[str, Field(pattern=pattern), WithJsonSchema({"anyOf": forms})]
 
 
 def as_text(found: Any) -> Any:
@@ -156,5 +164,5 @@ def json_schema(commands: Mapping[str, Command]) -> dict[str, Any]:
 
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **job_model(commands).model_json_schema(schema_generator=Plain),
+        **job_model(tuple(commands.values())).model_json_schema(schema_generator=Plain),
     }

@@ -190,7 +190,7 @@ def checked(
     from pydantic import ValidationError
 
     try:
-        job: Any = job_model(commands).model_validate(body)
+        job: Any = job_model(tuple(commands.values())).model_validate(body)
     except ValidationError as err:
         mistakes = [mistake(error, commands) for error in err.errors(include_url=False)]
         more = len(mistakes) - SHOWN_MISTAKES
@@ -232,7 +232,7 @@ def mistake(error: Any, commands: Mapping[str, Command]) -> str:
         case (key,):
             where, known = shown_name(key), KEYS
     if error["type"] == "extra_forbidden":
-        close = get_close_matches(key, known, 1, 0.5)
+        close = get_close_matches(key, known, 1)
         hint = f"the nearest is {close[0]}" if close else f"there are {', '.join(known)}"
         return f"{where} is not known, {hint}"
     if error["type"] == "missing":

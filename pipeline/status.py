@@ -18,9 +18,9 @@ MEANINGS = {
     0: "done",
     1: "a bug",
     2: "wrong use",
-    3: "bad inputs or damage",
-    4: "output is held",
-    5: "environment or deadline",
+    3: "bad inputs",
+    4: "output held",
+    5: "worth a retry",
     129: "hung up",
     130: "interrupted",
     137: "killed",
@@ -32,6 +32,7 @@ MEANINGS = {
 class Status:
     """Of one job: its last run. exit_code is None while that is going."""
 
+    folder: str
     job: str
     state: str
     start: str | None
@@ -84,6 +85,7 @@ def status_of(folder: Path, name: str) -> Status:
     successes = [str(one["end"]) for one in records if one.get("exit_code") == 0 and "end" in one]
     code = None if is_running else last.get("exit_code", EnvironmentFailed.exit_code)
     return Status(
+        folder=str(folder),
         job=name,
         state="running" if code is None else MEANINGS.get(code, "failed"),
         start=last.get("start"),
@@ -123,7 +125,7 @@ def show(found: Sequence[Status], folders: Sequence[Path]) -> None:
     )
     for one in found:
         table.add_row(
-            one.job,
+            one.job if len(folders) == 1 else str(Path(one.folder, one.job)),
             shown_time(one.start),
             one.took,
             "" if one.exit_code is None else str(one.exit_code),

@@ -43,12 +43,14 @@ class PlainLoader(yaml.SafeLoader):
                 key = key_node.value
                 if not isinstance(key, str) or isinstance(read_scalar(key), bool | int | float):
                     raise refused("a key is no name", key_node)
+                key.encode()
                 if key in found:
                     raise refused(f"{key} is there twice", key_node)
                 found[key] = self.construct_object(value)
             return found
         if isinstance(node, yaml.SequenceNode):
             return [self.construct_object(value) for value in node.value]
+        node.value.encode()  # or it raises: half a character, from an escape such as "\ud800"
         return node.value if node.style else read_scalar(node.value)
 
 
@@ -77,5 +79,5 @@ def read_yaml(text: str) -> Any:
         where = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(err, "problem", None) or getattr(err, "reason", None) or "no YAML"
         raise ValueError(f"{where}{' '.join(problem.split())}") from None
-    except (ValueError, OverflowError) as err:  # of an escape such as "\\UFFFFFFFF"
+    except (ValueError, OverflowError) as err:  # or none at all, as "\\UFFFFFFFF"
         raise ValueError(f"no text: {err}") from None
