@@ -37,7 +37,7 @@ def augment(folder: Path, **options: Any) -> dict[str, Any]:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "history/job.runs.jsonl").open()]
+    return events((folder / "history/job.runs.jsonl").read_text())
 
 
 def metrics(folder: Path) -> dict[str, float]:
@@ -199,7 +199,7 @@ def test_metrics_tell_the_last_run_and_keep_the_last_success(tmp_path: Path) -> 
 def test_a_signal_ends_a_run_with_workers_and_the_next_one_goes_on(
     tmp_path: Path, number: int, code: int
 ) -> None:
-    step = augment(tmp_path, limit=400, copies=300, workers=2, **{"block-samples": 16})
+    step = augment(tmp_path, limit=100, copies=150, workers=2, **{"block-samples": 16})
     job = write_job(tmp_path, step)
     with running(job, lambda: any(tmp_path.glob(".out.partial-*/.records/*"))) as process:
         others = family(process)
@@ -213,21 +213,8 @@ def test_a_signal_ends_a_run_with_workers_and_the_next_one_goes_on(
     assert not (tmp_path / "out").exists()
     assert "resuming: " in run("run", job, "--set", "augment.workers=0").stderr
     assert [record["exit_code"] for record in records(tmp_path)] == [code, 0]
-    run(
-        "augment",
-        *(
-            "--limit",
-            400,
-            "--copies",
-            300,
-            "--block-samples",
-            16,
-            "--workers",
-            0,
-        ),
-        "--out",
-        tmp_path / "whole",
-    )
+    options = ("--limit", 100, "--copies", 150, "--block-samples", 16, "--workers", 0)
+    run("augment", *options, "--out", tmp_path / "whole")
     assert tree_hash(tmp_path / "out") == tree_hash(tmp_path / "whole")
 
 
@@ -265,7 +252,8 @@ def test_a_job_past_its_deadline_stops_itself(tmp_path: Path) -> None:
     job = write_job(tmp_path, augment(tmp_path, **LONG), {"clean": {}}, deadline="3s")
     said = run("run", job, code=5).stderr.splitlines()
     assert said[-1] == (
-        "pipeline: job: its deadline passed in step 1/2 augment; the same command goes on from there"
+        "pipeline: job: its deadline passed in step 1/2 augment; the same command goes on from "
+        "there"
     )
     (record,) = records(tmp_path)
     assert (record["exit_code"], len(record["steps"])) == (5, 1)
@@ -352,7 +340,7 @@ def test_the_demo_runs_and_runs_again(tmp_path: Path) -> None:
     command = [PIPELINE, "run", str(demo), "--set", "train.epochs=1"]
     for _ in range(2):
         subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
-    first, second = (json.loads(line) for line in (tmp_path / "history/demo.runs.jsonl").open())
+    first, second = events((tmp_path / "history/demo.runs.jsonl").read_text())
     assert [len(record["steps"]) for record in (first, second)] == [4, 4]
     accuracies = [record["steps"][2]["test_accuracy"] for record in (first, second)]
     assert accuracies[0] == accuracies[1]
