@@ -888,10 +888,10 @@ def main(log_format: str | None = None) -> NoReturn:
     except Exception as err:
         if report.log_format == "text":
             raise
-        # As text, Typer has told what is wrong with the words of the command.
-        code = getattr(err, "exit_code", 1)
-        told = {"traceback": "\n" + traceback.format_exc()} if code == 1 else {}
-        report.error(getattr(err, "message", "") or repr(err), code, **told)
+        # Wrong words are told by Typer itself as text.
+        code, words = getattr(err, "exit_code", 1), getattr(err, "format_message", None)
+        told = {} if words else {"traceback": "\n" + traceback.format_exc()}
+        report.error(words() if words else repr(err), code, **told)
         raise SystemExit(code) from None
 
 

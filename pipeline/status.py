@@ -115,7 +115,7 @@ def show(found: Sequence[Status], folders: Sequence[Path]) -> None:
 
     console = Console(markup=False, emoji=False)
     if not found:
-        console.print(f"no runs in {', '.join(map(str, folders))}")
+        console.print(f"no runs in {', '.join(map(str, folders))}", soft_wrap=True)
         return
     table = Table(
         Column("job", overflow="fold"),
