@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ def running(
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=sys.stderr, text=True) as process:
         try:
             while process.poll() is None and not is_going():
-                pass
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.05)
             assert process.poll() is None, process.stderr.read()
             yield process
         finally:
@@ -195,7 +196,10 @@ def test_metrics_tell_the_last_run_and_keep_the_last_success(tmp_path: Path) -> 
     assert "pipeline_step_rows1" not in bad
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_a_run_with_workers_and_the_next_one_goes_on(
     tmp_path: Path, number: int, code: int
 ) -> None:
