@@ -112,7 +112,7 @@ def apply(change: str, body: dict[str, Any]) -> None:
     """
     where = f"--set {change}"
     key, equals, text = change.partition("=")
-    if not equals or not key:
+    if not equals or not key or not key.isascii():
         raise JobError(f"{where}: expected KEY=VALUE, such as deadline=2h or augment.copies=8")
     value = parse(text.encode(errors="surrogateescape"), where)
     command, dot, option = key.partition(".")

@@ -122,31 +122,47 @@ def run_job(job: JobFile, changes: Sequence[str], start: Sequence[str], report: 
         }
         history.begin(record)
         started = time.monotonic()
-        end_at = inf if job.deadline_s is None else started + job.deadline_s
-        code, error = 0, None
-        for number, step in enumerate(job.steps, 1):
-            log = StepLog(job, number, report)
-            if end := end_of(signals, end_at):
-                code, error = end.code, f"{end.why} before step {log.prefix}"
-                break
-            report.say(
-                f"{log.prefix}: {shlex.join(['pipeline', *step.words])}",
-                event="step",
-                job=job.name,
-                step=number,
-            )
-            code, error = run_step(step, start, log, signals, end_at)
-            record["steps"].append(log.record(step, code))
-            history.begin(record)
-            if code:
-                break
-        took = duration(time.monotonic() - started)
-        history.finish({**record, "end": timestamp(), "exit_code": code, "error": error})
+        try:
+            code, error = run_steps(job, record, start, report, signals, history)
+        except BaseException as err:
+            code, error = getattr(err, "exit_code", 1), repr(err)
+            raise
+        finally:
+            history.finish({**record, "end": timestamp(), "exit_code": code, "error": error})
     if code:
         report.error(f"{job.name}: {error}", code, job=job.name)
     else:
+        took = duration(time.monotonic() - started)
         report.say(f"{job.name}: done in {took}", event="job-done", job=job.name)
     return code
+
+
+def run_steps(
+    job: JobFile,
+    record: dict[str, Any],
+    start: Sequence[str],
+    report: Report,
+    signals: Signals,
+    history: History,
+) -> tuple[int, str | None]:
+    """The job's exit code, and why it is not 0. What each step took is added to the record."""
+    end_at = inf if job.deadline_s is None else time.monotonic() + job.deadline_s
+    for number, step in enumerate(job.steps, 1):
+        log = StepLog(job, number, report)
+        if end := end_of(signals, end_at):
+            return end.code, f"{end.why} before step {log.prefix}"
+        report.say(
+            f"{log.prefix}: {shlex.join(['pipeline', *step.words])}",
+            event="step",
+            job=job.name,
+            step=number,
+        )
+        code, error = run_step(step, start, log, signals, end_at)
+        record["steps"].append(log.record(step, code))
+        history.begin(record)
+        if code:
+            return code, error
+    return 0, None
 
 
 @dataclass
@@ -177,7 +193,7 @@ class StepLog:
     def read(self, line: str) -> None:
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if not isinstance(event, dict) or "message" not in event:
             if not line:
@@ -202,10 +218,11 @@ def run_step(
 
     end_at: When the deadline passes, in monotonic seconds.
     """
-    words = [*step.words, *(["--log-format", "json"] if step.command.logs_json else [])]
+    name, *words = step.words
+    logging = ["--log-format", "json"] if step.command.logs_json else []
     try:
         process = subprocess.Popen(
-            [*start, str(os.getpid()), *words],
+            [*start, str(os.getpid()), name, *logging, *words],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             bufsize=0,

@@ -55,7 +55,8 @@ def statuses(folders: Sequence[Path]) -> list[Status]:
     """Of every job whose history is in one of the folders, and of every output there that
     `pipeline augment` has written. A run that was killed gets its record, where one can be
     written."""
-    return [status_of(folder, name) for folder in folders for name in names_in(folder)]
+    found = [status_of(folder, name) for folder in folders for name in names_in(folder)]
+    return [status for status in found if status is not None]
 
 
 def are_well(found: Sequence[Status]) -> bool:
@@ -69,7 +70,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(names | {path.name[1:].removesuffix(STARTED) for path in markers})
 
 
-def status_of(folder: Path, name: str) -> Status:
+def status_of(folder: Path, name: str) -> Status | None:
     history, is_running = History(folder, name), False
     records = read_lines(history.lines)
     if begun := history.started():
@@ -81,9 +82,11 @@ def status_of(folder: Path, name: str) -> Status:
             is_running, records[-1]["error"] = True, None
         except EnvironmentFailed:
             pass  # the folder can only be read
-    last = records[-1] if records else {}
+    if not records:
+        return None
+    last = records[-1]
     successes = [str(one["end"]) for one in records if one.get("exit_code") == 0 and "end" in one]
-    code = None if is_running else last.get("exit_code", EnvironmentFailed.exit_code)
+    code = None if is_running else last.get("exit_code", 1)
     return Status(
         folder=str(folder),
         job=name,

@@ -153,6 +153,12 @@ def test_json_lines_name_job_step_shard_and_worker(tmp_path: Path) -> None:
     assert [event["exit_code"] for event in told[-2:]] == [2, 2]
 
 
+def test_arguments_that_look_like_options_are_arguments(tmp_path: Path) -> None:
+    job = write_job(tmp_path, {"evaluate": {"runs": ["--layers"]}})
+    said = run("run", job, code=2).stderr
+    assert "step 1/1 evaluate ended with exit code 2: --layers: no such" in said
+
+
 def test_quiet_prints_errors_only(tmp_path: Path) -> None:
     done = run("run", write_job(tmp_path, augment(tmp_path)), "--quiet")
     assert (done.stdout, done.stderr) == ("", "")
