@@ -21,7 +21,7 @@ from pipeline.history import append_line, read_lines
 from tests.running import PIPELINE, run, tree_hash
 
 SHORT = {"limit": 40, "copies": 1, "workers": 0}
-LONG = {"copies": 3000, "workers": 0}
+LONG = {"copies": 60_000, "workers": 0}  # minutes
 
 
 def write_job(folder: Path, *steps: dict[str, Any], **keys: Any) -> Path:
