@@ -872,27 +872,31 @@ def main(log_format: str | None = None) -> NoReturn:
     """The command `pipeline`; exit codes as in `datasets.errors`, or 128 and the signal."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
-    from pipeline.report import Report
-
-    report = Report(log_format=log_format or asked_log_format(sys.argv))
+    logs = log_format or asked_log_format(sys.argv)
     try:
         check_packages()
-        raise SystemExit(app(standalone_mode=report.log_format == "text"))
+        raise SystemExit(app(standalone_mode=logs == "text"))
     except Stopped as err:  # only here, when no progress bar would wipe the line away
         message = "stopped; the same command goes on from there (trainings: with --resume)"
-        report.error(message, int(err.code or 0))
+        tell_error(logs, message, int(err.code or 0))
         raise
     except UserError as err:
-        report.error(str(err), err.exit_code)
+        tell_error(logs, str(err), err.exit_code)
         raise SystemExit(err.exit_code) from None
     except Exception as err:
-        if report.log_format == "text":
+        if logs == "text":
             raise
         # Wrong words are told by Typer itself as text.
         code, words = getattr(err, "exit_code", 1), getattr(err, "format_message", None)
         told = {} if words else {"traceback": "\n" + traceback.format_exc()}
-        report.error(words() if words else repr(err), code, **told)
+        tell_error(logs, words() if words else repr(err), code, **told)
         raise SystemExit(code) from None
+
+
+def tell_error(log_format: str, message: str, exit_code: int, **fields: Any) -> None:
+    from pipeline.report import Report
+
+    Report(log_format=log_format).error(message, exit_code, **fields)
 
 
 def asked_log_format(words: list[str]) -> str:
