@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from enum import StrEnum
 from inspect import Parameter, Signature, signature
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from datasets.errors import UserError
+from datasets.errors import Damaged, UserError
 
 if TYPE_CHECKING:
     from trainers.config import TrainConfig
@@ -779,6 +780,74 @@ def clean(
     print(f"{n} unfinished under {folder}")
 
 
+STEPS = (augment, train, crossval, ablate, evaluate, compare, visualize, verify, preview, clean)
+# A step of a job is this installation, whatever lies in the current folder.
+STEP = (sys.executable, "-P", "-c", "import cli; cli.step()")
+
+
+@app.command("run")
+def run_file(
+    job: Annotated[Path, typer.Argument(help="Job file, such as jobs/demo.yaml.")],
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="KEY=VALUE, or STEP.OPTION=VALUE for every step of that command; repeatable.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the command line of each step.")
+    ] = False,
+    log_format: Log = LogFormat.text,
+    quiet: Quiet = False,
+) -> None:
+    """Run the steps of a job file, one after another; the same again goes on where it stopped."""
+    from pipeline.history import timestamp
+    from pipeline.jobfile import read_job
+    from pipeline.report import Report
+    from pipeline.service import command_lines, run_job
+    from pipeline.steps import command_of
+
+    changes, commands = change or [], {step.__name__: command_of(step) for step in STEPS}
+    found = read_job(job, changes, commands, os.environ, timestamp()[:10])
+    if dry_run:
+        print(command_lines(found))
+        return
+    report = Report(quiet=quiet, log_format=log_format.value)
+    raise typer.Exit(run_job(found, changes, STEP, report))
+
+
+@app.command()
+def status(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of histories, or of outputs.", show_default="history"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
+) -> None:
+    """Show the last run of each job; exit code 3 if one has failed, as a health check wants it."""
+    from pipeline import status as runs
+
+    where = folders or [Path("history")]
+    found = runs.statuses(where)
+    if as_json:
+        print(runs.as_json(found))
+    else:
+        runs.show(found, where)
+    raise typer.Exit(0 if runs.are_well(found) else Damaged.exit_code)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of job files, for editors."""
+    import json
+
+    from pipeline.job_schema import json_schema
+    from pipeline.steps import command_of
+
+    print(json.dumps(json_schema({step.__name__: command_of(step) for step in STEPS}), indent=2))
+
+
 def check_packages() -> None:
     """Raises UserError if another library's `datasets` is in front of ours."""
     import datasets
@@ -799,22 +868,50 @@ def stop(signum: int, frame: object) -> NoReturn:
     raise Stopped(128 + signum)
 
 
-def main() -> NoReturn:
+def main(log_format: str | None = None) -> NoReturn:
     """The command `pipeline`; exit codes as in `datasets.errors`, or 128 and the signal."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
+    logs = log_format or asked_log_format(sys.argv)
     try:
         check_packages()
-        raise SystemExit(app())
-    except Stopped:  # only here, when no progress bar would wipe the line away
-        print(
-            "pipeline: stopped; the same command goes on from there (trainings: with --resume)",
-            file=sys.stderr,
-        )
+        raise SystemExit(app(standalone_mode=logs == "text"))
+    except Stopped as err:  # only here, when no progress bar would wipe the line away
+        message = "stopped; the same command goes on from there (trainings: with --resume)"
+        tell_error(logs, message, int(err.code or 0))
         raise
     except UserError as err:
-        print(f"pipeline: {err}", file=sys.stderr)
+        tell_error(logs, str(err), err.exit_code)
         raise SystemExit(err.exit_code) from None
+    except Exception as err:
+        if logs == "text":
+            raise
+        # Wrong words are told by Typer itself as text.
+        code, words = getattr(err, "exit_code", 1), getattr(err, "format_message", None)
+        told = {} if words else {"traceback": "\n" + traceback.format_exc()}
+        tell_error(logs, words() if words else repr(err), code, **told)
+        raise SystemExit(code) from None
+
+
+def tell_error(log_format: str, message: str, exit_code: int, **fields: Any) -> None:
+    from pipeline.report import Report
+
+    Report(log_format=log_format).error(message, exit_code, **fields)
+
+
+def asked_log_format(words: list[str]) -> str:
+    """What `--log-format` says; known before the options are, whose mistakes are told so too."""
+    asked = " ".join(words).replace("--log-format=", "--log-format ")
+    return "json" if "--log-format json" in asked else "text"
+
+
+def step() -> NoReturn:
+    """A step of a job, as `STEP` starts it: the number of the job's process, then the words."""
+    from pipeline.parent import end_with_parent
+
+    end_with_parent(int(sys.argv.pop(1)))
+    sys.argv[0] = "pipeline"
+    main(log_format="json")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ UserError                2   wrong use or configuration
  ├─ PolicyError          2   a policy string that cannot be read
  ├─ SourceError          2   a data set that cannot be found or read
  ├─ OutputError          2   the output folder holds something else
+ ├─ JobError             2   a job file that cannot be read
  ├─ NotCommitted         3   more inputs were bad than --max-bad allows
  ├─ Damaged              3   verify found damage
  ├─ OutputBusy           4   another run holds the output
@@ -31,6 +32,10 @@ class SourceError(UserError):
 
 class OutputError(UserError):
     """An output folder that holds something else than this job's output."""
+
+
+class JobError(UserError):
+    """A job file that cannot be read, or asks for what there is not."""
 
 
 class NotCommitted(UserError):

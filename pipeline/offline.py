@@ -35,6 +35,7 @@ from datasets.commit import (
 from datasets.errors import EnvironmentFailed, OutputError
 from datasets.manifest import Manifest, Record, read_manifest
 from datasets.schema import canonical_json
+from pipeline.history import LINES, append_line, timestamp
 from pipeline.job import Job, differences, probe, versions
 from pipeline.plan import (
     AugmentConfig,
@@ -191,7 +192,9 @@ def write(
         if finished is not None:
             if replaced_folder(partial).exists():  # a crash just before the end
                 shutil.rmtree(replaced_folder(partial))
-            return summarize(plan, finished.shards, (), {}, was_done=True)
+            seconds = {"plan": time.monotonic() - started}
+            summary = summarize(plan, finished.shards, (), seconds, was_done=True)
+            return recorded(plan, summary, report)
         for other in partial_folders(plan.out):
             if other not in (partial, replaced_folder(partial)):
                 report.say(
@@ -201,7 +204,9 @@ def write(
                 )
         if is_sealed(partial):
             commit(partial, plan.out, config.overwrite)
-            return summarize(plan, read_manifest(plan.out).shards, (), {}, was_done=False)
+            seconds = {"plan": time.monotonic() - started}
+            shards = read_manifest(plan.out).shards
+            return recorded(plan, summarize(plan, shards, (), seconds, was_done=False), report)
         done = read_records(partial)
         check_disk(plan, done)
         prepare_partial(plan.out, plan.job)
@@ -231,8 +236,7 @@ def write(
             "commit": time.monotonic() - worked,
         }
         summary = summarize(plan, shards, done, seconds, was_done=False)
-        append_history(plan, summary, report)
-        return summary
+        return recorded(plan, summary, report)
 
 
 def run_tasks(
@@ -242,14 +246,14 @@ def run_tasks(
     report: Report,
 ) -> tuple[list[Record], float]:
     """The records of all tasks, and when the first one was started (monotonic seconds)."""
-    from pipeline.shard import write_shard
+    from pipeline.shard import timed_shard
 
     records: list[Record] = []
     started: list[float] = []
     with report.progress(sum(map(n_images, tasks)), "augmenting") as progress:
         sizes = {task.name: n_images(task) for task in tasks}
-        for record in run(
-            write_shard,
+        for record, worker, seconds in run(
+            timed_shard,
             tasks,
             config.workers,
             config.scheduler,
@@ -257,6 +261,14 @@ def run_tasks(
             on_ready=lambda: started.append(time.monotonic()),
         ):
             records.append(record)
+            report.event(
+                f"{record.name}: written in {seconds:.2f} s",
+                event="shard",
+                shard=record.name,
+                worker=worker,
+                rows=record.rows,
+                seconds=round(seconds, 3),
+            )
             progress.advance(sizes[record.name])
     return records, started[0] if started else time.monotonic()
 
@@ -316,10 +328,13 @@ def summarize(
     )
 
 
-def append_history(plan: Plan, summary: Summary, report: Report) -> None:
-    """One line in OUT.runs.jsonl, beside the output: what a run took, which is not its result."""
+def recorded(plan: Plan, summary: Summary, report: Report) -> Summary:
+    """The summary, after a line in OUT.runs.jsonl, beside the output: what a run took, which is not
+    its result."""
     entry: dict[str, Any] = {
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "start": timestamp(time.time() - sum(summary.seconds.values())),
+        "end": timestamp(),
+        "exit_code": 0,
         "host": os.uname().nodename,
         "command": sys.argv,
         "job_sha256": plan.job_sha256,
@@ -331,9 +346,9 @@ def append_history(plan: Plan, summary: Summary, report: Report) -> None:
         "ignored": list(plan.ignored),
         "seconds": {k: round(v, 3) for k, v in summary.seconds.items()},
     }
-    path = plan.out.with_name(f"{plan.out.name}.runs.jsonl")
+    path = plan.out.with_name(f"{plan.out.name}{LINES}")
     try:
-        with path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_line(path, entry)
     except OSError as err:  # the output is committed, which is what counts
         report.say(f"{path}: cannot be written ({err.strerror})", event="warning")
+    return summary

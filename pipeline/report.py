@@ -78,9 +78,33 @@ class Report:
         """One line of text, or one JSON object with `message` and the fields."""
         if self.quiet:
             return
+        self.write(text, text, fields)
+
+    def event(self, text: str, **fields: Any) -> None:
+        """What is of use to a collector alone: nothing as text."""
+        if self.log_format == "json":
+            self.say(text, **fields)
+
+    def error(self, message: str, exit_code: int, **fields: Any) -> None:
+        """One line that is never left out."""
+        told = {"event": "error", "exit_code": exit_code, **fields}
+        self.write(f"pipeline: {message}", message, told)
+
+    def relay(self, prefix: str, event: dict[str, Any]) -> None:
+        """What another process has told as JSON: all of it as JSON, or its errors alone if quiet;
+        as text not what `event` tells, nor the error that it ends with, which is the caller's."""
+        kind = event.get("event")
+        if self.log_format == "json":
+            is_told = not self.quiet or kind == "error"
+        else:
+            is_told = not self.quiet and kind not in ("error", "shard")
+        if is_told:
+            self.write(f"{prefix}: {event['message']}", event["message"], event)
+
+    def write(self, text: str, message: str, fields: dict[str, Any]) -> None:
         if self.log_format == "json":
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            text = json.dumps({"time": now, "message": text, **fields})
+            text = json.dumps({"time": now, "message": message, **fields})
         print(text, file=sys.stderr, flush=True)
 
     @contextmanager
@@ -123,6 +147,7 @@ def summary_lines(summary: Summary, report: Report) -> None:
             text += f", in {duration(sum(summary.seconds.values()))}"
             if summary.n_written:
                 text += f" ({summary.n_written / work:,.0f} images/s without start-up)"
+    n_reused = summary.n_shards if summary.was_done else summary.n_reused
     report.say(
         text,
         event="done",
@@ -130,6 +155,8 @@ def summary_lines(summary: Summary, report: Report) -> None:
         rows=summary.rows,
         bytes=summary.n_bytes,
         shards=summary.n_shards,
+        shards_written=summary.n_shards - n_reused,
+        shards_reused=n_reused,
         quarantined=len(summary.quarantined),
         seconds=summary.seconds,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -54,6 +55,14 @@ class HashingFile:
 
     def close(self) -> None:
         self.closed = True
+
+
+def timed_shard(task: Task) -> tuple[Record, str, float]:
+    """The record of the shard, the process that wrote it (host:pid), and how many seconds that
+    took."""
+    started = time.monotonic()
+    record = write_shard(task)
+    return record, f"{os.uname().nodename}:{os.getpid()}", time.monotonic() - started
 
 
 def write_shard(task: Task) -> Record:

@@ -141,8 +141,8 @@ def tell(out: Path, result: dict[str, Any], how: str, report: Report) -> None:
         f"{out}: {split} accuracy {accuracy:.4f}, loss {loss:.4f}, {how}",
         event="done",
         out=str(out),
-        accuracy=accuracy,
         loss=loss,
+        **{f"{split}_accuracy": accuracy},
     )
 
 

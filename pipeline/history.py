@@ -1,0 +1,144 @@
+"""Records of runs, one JSON line each, whatever way a run ended; and what is told of the last one.
+
+In the folder of a job's history, for a job NAME:
+
+    NAME.runs.jsonl        a line for each run, the oldest first
+    NAME.prom              the last run, for Prometheus
+    .NAME.started.json     the record so far of a run that is going, or was killed
+    .NAME.lock             held by the run that is going
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets.commit import hold, write_atomically
+from datasets.errors import EnvironmentFailed, OutputBusy
+from pipeline.metrics import exposition
+
+LINES, STARTED = ".runs.jsonl", ".started.json"
+KILLED = 137  # 128 and SIGKILL
+# `pipeline status` holds the lock of a run that was killed for a moment, too.
+TRIES, WAIT_S = 5, 0.1
+
+
+def timestamp(at: float | None = None) -> str:
+    """UTC, to the second; of now, or of seconds since 1970."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Adds one line, on disk when this returns. What a crash left of a line before is cut off."""
+    with path.open("a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+            whole = path.read_bytes().rpartition(b"\n")
+            file.truncate(len(whole[0] + whole[1]))
+        file.write(json.dumps(record).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records, the oldest first; a line that is none is passed over."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:  # the end of a line, that a crash cut off
+            continue
+        if isinstance(record, dict):
+            found.append(record)
+    return found
+
+
+@dataclass(frozen=True)
+class History:
+    """The records of one job's runs."""
+
+    folder: Path
+    name: str
+
+    @property
+    def lines(self) -> Path:
+        return self.folder / f"{self.name}{LINES}"
+
+    @property
+    def marker(self) -> Path:
+        return self.folder / f".{self.name}{STARTED}"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / f"{self.name}.prom"
+
+    @contextmanager
+    def held(self, tries: int = TRIES) -> Iterator[None]:
+        """Within it no other run of the job begins, and a run that was killed has its record.
+
+        Raises: OutputBusy if a run is going; EnvironmentFailed if the folder cannot be written.
+        """
+        with ExitStack() as stack:
+            for left in reversed(range(tries)):
+                try:
+                    stack.enter_context(hold(self.folder / self.name))
+                    break
+                except OutputBusy:
+                    if not left:
+                        raise OutputBusy(
+                            f"{self.name}: a run of this job is going; wait for that one"
+                        ) from None
+                    time.sleep(WAIT_S)
+                except EnvironmentFailed as err:
+                    raise unwritable(self.folder, err.__cause__) from err
+            self.settle()
+            yield
+
+    def started(self) -> dict[str, Any] | None:
+        """The record so far of a run that is going, or was killed."""
+        try:
+            found = json.loads(self.marker.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) and found.get("run") else None
+
+    def settle(self) -> None:
+        """Writes the record of a run that was killed; only for who holds the lock."""
+        if record := self.started():
+            self.finish({**record, "exit_code": KILLED, "error": "killed"})
+
+    def begin(self, record: dict[str, Any]) -> None:
+        """Writes down that a run is going, and how far it is."""
+        with self.on_disk():
+            write_atomically(self.marker, json.dumps(record).encode())
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Adds the record of a run, once."""
+        with self.on_disk():
+            records = read_lines(self.lines)
+            if all(one.get("run") != record["run"] for one in records):
+                append_line(self.lines, record)
+                records.append(record)
+            write_atomically(self.metrics, exposition(self.name, records))
+            self.marker.unlink(missing_ok=True)
+
+    @contextmanager
+    def on_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as err:
+            raise unwritable(self.folder, err) from err
+
+
+def unwritable(folder: Path, err: BaseException | None) -> EnvironmentFailed:
+    why = getattr(err, "strerror", None) or err
+    return EnvironmentFailed(
+        f"{folder}: the history cannot be written ({why}); mend that, or choose another folder as "
+        "history: in the job file"
+    )

@@ -1,0 +1,254 @@
+"""A job file: YAML that names a job's steps, read, filled in and checked before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import JobError
+from pipeline.job_schema import KEYS, PLACEHOLDER, Placeholder, job_model
+from pipeline.steps import Command
+
+UNITS_S = {"s": 1, "min": 60, "h": 3600}
+SHOWN_MISTAKES = 10
+SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class Step:
+    """options: As the job file has them, checked."""
+
+    command: Command
+    options: dict[str, Any]
+
+    @property
+    def words(self) -> list[str]:
+        return self.command.words(self.options)
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """A job as it runs, with every `${NAME}` filled in.
+
+    sha256: Of the file. history: Folder of the records of its runs. deadline_s: After which it
+      stops itself, or None.
+    """
+
+    path: Path
+    sha256: str
+    name: str
+    history: Path
+    deadline_s: float | None
+    steps: tuple[Step, ...]
+
+
+def read_job(
+    path: Path,
+    changes: Sequence[str],
+    commands: Mapping[str, Command],
+    environ: Mapping[str, str],
+    date: str,
+) -> JobFile:
+    """The job of a file.
+
+    Args:
+      changes: `KEY=VALUE` or `STEP.OPTION=VALUE`, which every step of that command gets.
+      commands: What a step may be, by name.
+      environ: What `${NAME}` stands for. date: What `${DATE}` stands for.
+    Raises: JobError that tells all mistakes at once, in one line.
+    """
+    data = read_bytes(path)
+    body = parse(data, str(path))
+    if not isinstance(body, dict):
+        raise JobError(f"{path}: found {shown(body)}, expected name, deadline, steps and the like")
+    for change in changes:
+        apply(change, body)
+    body.setdefault("name", path.stem)
+    try:
+        filled = fill_in(with_dashes(body), {**environ, "DATE": date})
+    except ValueError as err:
+        raise JobError(f"{path}: {err}") from None
+    return checked(path, hashlib.sha256(data).hexdigest(), filled, commands)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Raises: JobError if there is no such file, or if it is too long for a job."""
+    from pipeline.yaml_file import MAX_BYTES
+
+    if not path.is_file():
+        found = "is no file" if path.exists() else "no such file"
+        raise JobError(f"{path}: {found}; expected a job file, such as jobs/demo.yaml")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as err:
+        raise JobError(f"{path}: cannot be read ({err.strerror})") from err
+    if len(data) > MAX_BYTES:
+        raise JobError(f"{path}: longer than {MAX_BYTES:,} bytes, which no job file is")
+    return data
+
+
+def parse(data: bytes, where: str) -> Any:
+    """Raises: JobError where it is no YAML, or YAML of another kind than job files have."""
+    from pipeline.yaml_file import read_yaml
+
+    try:
+        return read_yaml(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as err:
+        raise JobError(f"{where}: no UTF-8 at byte {err.start}") from None
+    except ValueError as err:
+        raise JobError(f"{where}: {err}") from None
+
+
+def apply(change: str, body: dict[str, Any]) -> None:
+    """Changes the job as `--set` says.
+
+    Raises: JobError if it cannot be read, or no step has that command.
+    """
+    where = f"--set {change}"
+    key, equals, text = change.partition("=")
+    if not equals or not key or not key.isascii():
+        raise JobError(f"{where}: expected KEY=VALUE, such as deadline=2h or augment.copies=8")
+    value = parse(text.encode(errors="surrogateescape"), where)
+    command, dot, option = key.partition(".")
+    if not dot:
+        body[key] = value
+        return
+    steps = body.get("steps")
+    named = [s for s in steps if isinstance(s, dict)] if isinstance(steps, list) else []
+    if not any(command in step for step in named):
+        listed = ", ".join(dict.fromkeys(shown_name(name) for step in named for name in step))
+        raise JobError(f"{where}: no step is {command}; there are {listed}")
+    for step in named:
+        if command in step and isinstance(step[command] or {}, dict):
+            others = {k: v for k, v in (step[command] or {}).items() if dashed(k) != dashed(option)}
+            step[command] = {**others, option: value}
+
+
+def dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def with_dashes(body: dict[str, Any]) -> dict[str, Any]:
+    """The same, with the options of steps as the command line writes them: image-size. One that is
+    there in both ways stays, and is refused with the unknown ones."""
+
+    def renamed(options: Any) -> Any:
+        if not isinstance(options, dict):
+            return options
+        return {
+            (dashed(key) if key == dashed(key) or dashed(key) not in options else key): value
+            for key, value in options.items()
+        }
+
+    def of_step(step: Any) -> Any:
+        if not isinstance(step, dict):
+            return step
+        return {command: renamed(options) for command, options in step.items()}
+
+    steps = body.get("steps")
+    return {**body, "steps": [of_step(s) for s in steps]} if isinstance(steps, list) else body
+
+
+def fill_in(value: Any, known: Mapping[str, str]) -> Any:
+    """The value with `${NAME}` replaced in all texts; `$${` stays as `${`.
+
+    Raises: ValueError where a name is not known, or is none.
+    """
+    if isinstance(value, dict):
+        return {key: fill_in(one, known) for key, one in value.items()}
+    if isinstance(value, list):
+        return [fill_in(one, known) for one in value]
+    if not isinstance(value, str):
+        return value
+
+    def replacement(found: re.Match[str]) -> str:
+        text = found[0]
+        if text == "$${":
+            return "${"
+        if not re.fullmatch(PLACEHOLDER, text):
+            raise ValueError(
+                f"found {shown(text)}, expected ${{NAME}}, or $${{ for these two characters"
+            )
+        if text[2:-1] not in known:
+            raise ValueError(f"{text} is not set: no environment variable {text[2:-1]}")
+        return known[text[2:-1]]
+
+    filled = re.sub(r"\$\$\{|\$\{[^}]*\}?", replacement, value)
+    return Placeholder(filled) if re.fullmatch(PLACEHOLDER, value) else filled
+
+
+def checked(
+    path: Path, sha256: str, body: dict[str, Any], commands: Mapping[str, Command]
+) -> JobFile:
+    """Raises: JobError with every mistake that was found."""
+    from pydantic import ValidationError
+
+    try:
+        job: Any = job_model(tuple(commands.values())).model_validate(body)
+    except ValidationError as err:
+        mistakes = [mistake(error, commands) for error in err.errors(include_url=False)]
+        more = len(mistakes) - SHOWN_MISTAKES
+        text = "; ".join(mistakes[:SHOWN_MISTAKES]) + (f"; and {more} more" if more > 0 else "")
+        raise JobError(f"{path}: {text}") from None
+    found = job.model_dump(by_alias=True, exclude_unset=True)
+    steps = [next(iter(step.items())) for step in found["steps"]]
+    return JobFile(
+        path=path,
+        sha256=sha256,
+        name=found["name"],
+        history=Path(found.get("history", "history")),
+        deadline_s=seconds_of(found["deadline"]) if "deadline" in found else None,
+        steps=tuple(Step(commands[name], options) for name, options in steps),
+    )
+
+
+def seconds_of(deadline: str) -> float:
+    """`90s`, `30min` or `6h` in seconds."""
+    number, unit = re.fullmatch(r"(\d+)(s|min|h)", deadline).groups()  # type: ignore[union-attr]
+    return int(number) * UNITS_S[unit]
+
+
+def mistake(error: Any, commands: Mapping[str, Command]) -> str:
+    """What pydantic found: place, found, expected."""
+    match error["loc"]:
+        case ("steps", number, command, key, *_):
+            where = f"step {number + 1} ({command}): {shown_name(key)}"
+            known = {option.name: option.expected for option in commands[command].options}
+            for option in commands[command].options:
+                if option.off == f"--{key}":
+                    return f"{where} is not known, write {option.name}: false"
+        case ("steps", number, key):
+            where = f"step {number + 1}: {shown_name(key)}"
+            known = dict.fromkeys(commands, "options, each with its value")
+        case ("steps", number):
+            where, key = f"step {number + 1}", ""
+            known = {"": "one command with its options"}
+        case (key,):
+            where, known = shown_name(key), KEYS
+    if error["type"] == "extra_forbidden":
+        close = get_close_matches(key, known, 1)
+        hint = f"the nearest is {close[0]}" if close else f"there are {', '.join(known)}"
+        return f"{where} is not known, {hint}"
+    if error["type"] == "missing":
+        return f"{where} is missing; expected {known[key]}"
+    return f"{where}: found {shown(error['input'])}, expected {known[key]}"
+
+
+def shown(value: Any) -> str:
+    """The value in one short line, as a job file has it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(str(value)) if isinstance(value, str) else repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def shown_name(key: str) -> str:
+    return key if re.fullmatch(r"[\w.-]{1,40}", key) else shown(key)

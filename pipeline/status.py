@@ -1,0 +1,147 @@
+"""`pipeline status`: the last run of each job, and whether it is well."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import EnvironmentFailed, OutputBusy
+from pipeline.history import KILLED, LINES, STARTED, History, read_lines
+from pipeline.report import duration
+
+# What exit codes mean, in a few words.
+MEANINGS = {
+    0: "done",
+    1: "a bug",
+    2: "wrong use",
+    3: "bad inputs",
+    4: "output held",
+    5: "worth a retry",
+    129: "hung up",
+    130: "interrupted",
+    137: "killed",
+    143: "stopped",
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """Of one job: its last run. exit_code is None while that is going."""
+
+    folder: str
+    job: str
+    state: str
+    start: str | None
+    end: str | None
+    exit_code: int | None
+    error: str | None
+    rows: int | None
+    quarantined: int | None
+    last_success: str | None
+
+    @property
+    def took(self) -> str:
+        if not self.start or not self.end:
+            return ""
+        between = datetime.fromisoformat(self.end) - datetime.fromisoformat(self.start)
+        return duration(between.total_seconds())
+
+
+def statuses(folders: Sequence[Path]) -> list[Status]:
+    """Of every job whose history is in one of the folders, and of every output there that
+    `pipeline augment` has written. A run that was killed gets its record, where one can be
+    written."""
+    found = [status_of(folder, name) for folder in folders for name in names_in(folder)]
+    return [status for status in found if status is not None]
+
+
+def are_well(found: Sequence[Status]) -> bool:
+    """Whether every last run has succeeded, or is still going."""
+    return all(status.exit_code in (0, None) for status in found)
+
+
+def names_in(folder: Path) -> list[str]:
+    names = {path.name.removesuffix(LINES) for path in folder.glob(f"*{LINES}")}
+    markers = folder.glob(f".*{STARTED}")
+    return sorted(names | {path.name[1:].removesuffix(STARTED) for path in markers})
+
+
+def status_of(folder: Path, name: str) -> Status | None:
+    history, is_running = History(folder, name), False
+    records = read_lines(history.lines)
+    if begun := history.started():
+        records.append({**begun, "exit_code": KILLED, "error": "killed"})
+        try:
+            with history.held(tries=1):  # which settles it
+                records = read_lines(history.lines)
+        except OutputBusy:
+            is_running, records[-1]["error"] = True, None
+        except EnvironmentFailed:
+            pass  # the folder can only be read
+    if not records:
+        return None
+    last = records[-1]
+    successes = [str(one["end"]) for one in records if one.get("exit_code") == 0 and "end" in one]
+    code = None if is_running else last.get("exit_code", 1)
+    return Status(
+        folder=str(folder),
+        job=name,
+        state="running" if code is None else MEANINGS.get(code, "failed"),
+        start=last.get("start"),
+        end=last.get("end"),
+        exit_code=code,
+        error=last.get("error"),
+        rows=total(last, "rows"),
+        quarantined=total(last, "quarantined"),
+        last_success=max(successes, default=None),
+    )
+
+
+def total(record: dict[str, Any], count: str) -> int | None:
+    """Of all steps of a job, or of the one that the record is of."""
+    counted = [part[count] for part in record.get("steps", [record]) if count in part]
+    return sum(counted) if counted else None
+
+
+def as_json(found: Sequence[Status]) -> str:
+    return json.dumps([asdict(status) for status in found], indent=2)
+
+
+def show(found: Sequence[Status], folders: Sequence[Path]) -> None:
+    """Prints a table."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    console = Console(markup=False, emoji=False)
+    if not found:
+        console.print(f"no runs in {', '.join(map(str, folders))}", soft_wrap=True)
+        return
+    table = Table(
+        Column("job", overflow="fold"),
+        *("last run", "took", "code", ""),
+        *(Column(name, justify="right") for name in ("rows", "not used")),
+        "last success",
+    )
+    for one in found:
+        table.add_row(
+            one.job if len(folders) == 1 else str(Path(one.folder, one.job)),
+            shown_time(one.start),
+            one.took,
+            "" if one.exit_code is None else str(one.exit_code),
+            one.state,
+            *("" if n is None else f"{n:,}" for n in (one.rows, one.quarantined)),
+            shown_time(one.last_success),
+        )
+    console.print(table)
+    for one in found:
+        if one.error:
+            console.print(f"{one.job}: {one.error}", soft_wrap=True)
+
+
+def shown_time(timestamp: str | None) -> str:
+    """2026-11-25 10:30, UTC."""
+    return timestamp[:16].replace("T", " ") if timestamp else ""

@@ -1,0 +1,356 @@
+"""Runs of jobs: their records, however they end, and that nothing of them lives on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipeline.history import append_line, read_lines
+from tests.running import PIPELINE, run, tree_hash
+
+SHORT = {"limit": 40, "copies": 1, "workers": 0}
+LONG = {"copies": 60_000, "workers": 0}  # minutes
+
+
+def write_job(folder: Path, *steps: dict[str, Any], **keys: Any) -> Path:
+    """A job file in the folder; JSON is YAML."""
+    path = folder / "job.yaml"
+    body = {"history": str(folder / "history"), **keys, "steps": list(steps)}
+    path.write_text(json.dumps(body))
+    return path
+
+
+def augment(folder: Path, **options: Any) -> dict[str, Any]:
+    return {"augment": {**SHORT, "out": str(folder / "out"), **options}}
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return events((folder / "history/job.runs.jsonl").read_text())
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    """Name of a metric, and of a step's with its number -> value."""
+    families = text_string_to_metric_families((folder / "history/job.prom").read_text())
+    samples = [sample for family in families for sample in family.samples]
+    assert all(sample.labels["job_name"] == "job" for sample in samples)
+    return {sample.name + sample.labels.get("step", ""): sample.value for sample in samples}
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@contextmanager
+def running(
+    job: Path, is_going: Callable[[], bool], *options: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A run of the job, from when it is so far."""
+    command = [PIPELINE, "run", str(job), *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=sys.stderr, text=True) as process:
+        try:
+            while process.poll() is None and not is_going():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.05)
+            assert process.poll() is None, process.stderr.read()
+            yield process
+        finally:
+            process.kill()
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_steps_run_one_after_another_and_leave_a_record(tmp_path: Path) -> None:
+    job = write_job(tmp_path, augment(tmp_path), {"verify": {"folder": str(tmp_path / "out")}})
+    done = run("run", job, "--set", "augment.seed=3")
+    assert "every hash fits" in done.stdout
+    first, told, second, end = done.stderr.splitlines()
+    assert first.startswith("1/2 augment: pipeline augment --out ")
+    assert told.startswith(f"1/2 augment: {tmp_path / 'out'}: 120 images (test 40, train 80) in")
+    assert second == f"2/2 verify: pipeline verify {tmp_path / 'out'}"
+    assert end.startswith("job: done in ")
+    (record,) = records(tmp_path)
+    assert (record["job"], record["exit_code"], record["error"]) == ("job", 0, None)
+    assert record["set"] == ["augment.seed=3"]
+    assert record["start"] <= record["end"]
+    assert {"python", "augmentation-pipeline", "numpy"} <= set(record["versions"])
+    assert record["host"] == os.uname().nodename
+    made, verified = record["steps"]
+    assert made["command"][:2] == ["augment", "--out"]
+    assert (made["exit_code"], made["rows"], made["quarantined"]) == (0, 120, 0)
+    assert (made["shards_written"], made["shards_reused"]) == (2, 0)
+    assert made["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("out/*.parquet"))
+    assert made["seconds"] > 0
+    assert set(verified) == {"command", "exit_code", "seconds"}
+    names = sorted(path.name for path in (tmp_path / "history").iterdir())
+    assert names == ["job.prom", "job.runs.jsonl"]
+
+
+def test_the_same_job_again_finds_all_of_it_done(tmp_path: Path) -> None:
+    job = write_job(tmp_path, augment(tmp_path))
+    run("run", job)
+    before = tree_hash(tmp_path / "out")
+    assert "this job was done before; nothing to do" in run("run", job).stderr
+    assert tree_hash(tmp_path / "out") == before
+    assert [record["exit_code"] for record in records(tmp_path)] == [0, 0]
+    assert records(tmp_path)[1]["steps"][0]["shards_reused"] == 2
+    lines = read_lines(tmp_path / "out.runs.jsonl")
+    assert [line["exit_code"] for line in lines] == [0, 0]  # augment's own, beside its output
+
+
+def test_a_step_that_fails_ends_the_job_with_its_exit_code(tmp_path: Path) -> None:
+    job = write_job(tmp_path, augment(tmp_path, dataset="/nowhere"), {"clean": {}})
+    said = run("run", job, code=2).stderr
+    _, error = said.splitlines()
+    assert error.startswith(
+        "pipeline: job: step 1/2 augment ended with exit code 2: --dataset /now"
+    )
+    (record,) = records(tmp_path)
+    assert (record["exit_code"], len(record["steps"])) == (2, 1)
+    assert record["error"] == error.removeprefix("pipeline: job: ")
+
+
+def test_a_step_that_is_killed_is_told(tmp_path: Path) -> None:
+    job = write_job(tmp_path, augment(tmp_path, **LONG))
+    with running(job, lambda: any(tmp_path.glob(".out.partial-*"))) as process:
+        family(process)[0].kill()
+        assert process.wait(timeout=60) == 137
+    assert records(tmp_path)[0]["error"] == "step 1/1 augment was killed by SIGKILL"
+
+
+def test_json_lines_name_job_step_shard_and_worker(tmp_path: Path) -> None:
+    bad = {"verify": {"folder": str(tmp_path / "nothing")}}
+    job = write_job(tmp_path, augment(tmp_path), bad)
+    told = events(run("run", job, "--log-format", "json", code=2).stderr)
+    assert all({"time", "message", "event", "job"} <= set(event) for event in told)
+    kinds = [event["event"] for event in told]
+    assert kinds == ["step", "shard", "shard", "done", "step", "error", "error"]
+    for shard in told[1:3]:
+        assert (shard["job"], shard["step"], shard["command"]) == ("job", 1, "augment")
+        path = tmp_path / "out" / shard["shard"]
+        assert shard["rows"] == pq.read_metadata(path).num_rows
+        assert shard["worker"].startswith(f"{os.uname().nodename}:")
+        assert shard["seconds"] >= 0
+    assert told[-2]["message"].startswith(f"{tmp_path / 'nothing'}: no such folder")
+    assert [event["exit_code"] for event in told[-2:]] == [2, 2]
+
+
+def test_arguments_that_look_like_options_are_arguments(tmp_path: Path) -> None:
+    job = write_job(tmp_path, {"evaluate": {"runs": ["--layers"]}})
+    said = run("run", job, code=2).stderr
+    assert "step 1/1 evaluate ended with exit code 2: --layers: no such" in said
+
+
+def test_quiet_prints_errors_only(tmp_path: Path) -> None:
+    done = run("run", write_job(tmp_path, augment(tmp_path)), "--quiet")
+    assert (done.stdout, done.stderr) == ("", "")
+    job = write_job(tmp_path, {"verify": {"folder": str(tmp_path)}})
+    (line,) = run("run", job, "--quiet", code=2).stderr.splitlines()
+    assert line.startswith("pipeline: job: step 1/1 verify ended with exit code 2: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("augment", "--dataset", "/nowhere"), 2, "--dataset /nowhere: neither a known name"),
+        (("augment", "--copies", "many"), 2, "Invalid value"),
+        (("augment", "--copys", "1"), 2, "No such option: --copys"),
+        (("run", "nothing.yaml"), 2, "nothing.yaml: no such file"),
+    ],
+)
+def test_errors_are_json_lines_where_these_are_asked_for(
+    words: tuple[str, ...], code: int, message: str
+) -> None:
+    (error,) = events(run(*words, "--log-format", "json", code=code).stderr)
+    assert (error["event"], error["exit_code"]) == ("error", code)
+    assert message in error["message"]
+
+
+def test_metrics_tell_the_last_run_and_keep_the_last_success(tmp_path: Path) -> None:
+    job = write_job(tmp_path, augment(tmp_path))
+    run("run", job)
+    good = metrics(tmp_path)
+    assert good["pipeline_last_run_exit_code"] == 0
+    end = good["pipeline_last_run_end_timestamp_seconds"]
+    assert good["pipeline_last_run_start_timestamp_seconds"] <= end
+    assert good["pipeline_last_success_timestamp_seconds"] == end
+    step = records(tmp_path)[0]["steps"][0]
+    for name in ("rows", "bytes", "quarantined", "seconds", "shards_written", "shards_reused"):
+        assert good[f"pipeline_step_{name}1"] == step[name]
+    run("run", job, "--set", "augment.dataset=/nowhere", code=2)
+    bad = metrics(tmp_path)
+    assert bad["pipeline_last_run_exit_code"] == 2
+    assert bad["pipeline_last_success_timestamp_seconds"] == end
+    assert "pipeline_step_rows1" not in bad
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
+def test_a_signal_ends_a_run_with_workers_and_the_next_one_goes_on(
+    tmp_path: Path, number: int, code: int
+) -> None:
+    step = augment(tmp_path, limit=100, copies=150, workers=2, **{"block-samples": 16})
+    job = write_job(tmp_path, step)
+    with running(job, lambda: any(tmp_path.glob(".out.partial-*/.records/*"))) as process:
+        others = family(process)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
+        said = process.stderr.read().splitlines()
+    assert_gone(others)
+    assert said[-1] == (
+        "pipeline: job: stopped in step 1/1 augment; the same command goes on from there"
+    )
+    assert not (tmp_path / "out").exists()
+    assert "resuming: " in run("run", job, "--set", "augment.workers=0").stderr
+    assert [record["exit_code"] for record in records(tmp_path)] == [code, 0]
+    options = ("--limit", 100, "--copies", 150, "--block-samples", 16, "--workers", 0)
+    run("augment", *options, "--out", tmp_path / "whole")
+    assert tree_hash(tmp_path / "out") == tree_hash(tmp_path / "whole")
+
+
+def test_a_run_that_is_killed_leaves_no_process_and_is_recorded_by_the_next(tmp_path: Path) -> None:
+    job = write_job(tmp_path, augment(tmp_path, **{**LONG, "workers": 2}))
+    with running(job, lambda: any(tmp_path.glob(".out.partial-*/.train*.tmp"))) as process:
+        others = family(process)
+        assert len(others) >= 4  # the step, and its workers
+        process.kill()
+    assert_gone(others)
+    run("run", job, "--set", "augment.copies=1", "--set", f"augment.out={tmp_path / 'other'}")
+    killed, done = records(tmp_path)
+    assert (killed["exit_code"], killed["error"], killed["end"]) == (137, "killed", None)
+    assert done["exit_code"] == 0
+
+
+def test_status_shows_a_running_job_and_records_a_killed_one_once(tmp_path: Path) -> None:
+    job = write_job(tmp_path, augment(tmp_path, **LONG))
+    history = tmp_path / "history"
+    with running(job, lambda: any(tmp_path.glob(".out.partial-*"))) as process:
+        (going,) = json.loads(run("status", history, "--json").stdout)
+        assert (going["state"], going["exit_code"], going["error"]) == ("running", None, None)
+        assert "running" in run("status", history).stdout
+        busy = run("run", job, code=4).stderr
+        process.kill()
+    assert busy == "pipeline: job: a run of this job is going; wait for that one\n"
+    for _ in range(2):
+        (killed,) = json.loads(run("status", history, "--json", code=3).stdout)
+        assert (killed["state"], killed["exit_code"]) == ("killed", 137)
+    assert [record["exit_code"] for record in records(tmp_path)] == [137]
+    assert metrics(tmp_path)["pipeline_last_run_exit_code"] == 137
+
+
+def test_a_job_past_its_deadline_stops_itself(tmp_path: Path) -> None:
+    job = write_job(tmp_path, augment(tmp_path, **LONG), {"clean": {}}, deadline="3s")
+    said = run("run", job, code=5).stderr.splitlines()
+    assert said[-1] == (
+        "pipeline: job: its deadline passed in step 1/2 augment; the same command goes on from "
+        "there"
+    )
+    (record,) = records(tmp_path)
+    assert (record["exit_code"], len(record["steps"])) == (5, 1)
+    assert not (tmp_path / "out").exists()
+
+
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("up", file=sys.stderr, flush=True)
+time.sleep(600)
+"""
+RUN_STUBBORN = """
+import sys
+import cli
+cli.STEP = (sys.executable, "-c", sys.argv.pop(1))
+cli.main()
+"""
+
+
+def test_a_step_that_does_not_end_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
+    job = write_job(tmp_path, {"clean": {}})
+    command = [sys.executable, "-c", RUN_STUBBORN, STUBBORN, "run", str(job)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr.readline().startswith("1/1 clean: pipeline clean")
+        assert process.stderr.readline() == "1/1 clean: up\n"
+        others = family(process)
+        assert len(others) == 2
+        process.terminate()
+        assert process.wait(timeout=60) == 143
+    assert_gone(others)
+    assert records(tmp_path)[0]["exit_code"] == 143
+
+
+def test_a_record_follows_a_line_that_a_crash_cut_off(tmp_path: Path) -> None:
+    lines = tmp_path / "history/job.runs.jsonl"
+    lines.parent.mkdir()
+    for cut_off in (b'{"run": "a", "exit_code": 0}\n{"run": "b", "exi', b'{"run": "a'):
+        lines.write_bytes(cut_off)
+        found = read_lines(lines)
+        append_line(lines, {"run": "c"})
+        assert read_lines(lines) == [*found, {"run": "c"}]
+        assert lines.read_bytes().endswith(b'{"run": "c"}\n')
+        assert b"exi" not in lines.read_bytes().splitlines()[-1]
+
+
+def test_a_run_that_was_killed_after_its_record_gets_no_second_one(tmp_path: Path) -> None:
+    job = write_job(tmp_path, augment(tmp_path))
+    run("run", job)
+    (record,) = records(tmp_path)
+    marker = tmp_path / "history/.job.started.json"
+    marker.write_text(json.dumps({**record, "end": None, "exit_code": None}))
+    (status,) = json.loads(run("status", tmp_path / "history", "--json").stdout)
+    assert (status["state"], status["exit_code"]) == ("done", 0)
+    assert records(tmp_path) == [record]
+    assert not marker.exists()
+
+
+def test_a_history_that_cannot_be_written_is_told_before_any_step(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    job = write_job(tmp_path, augment(tmp_path), history=str(tmp_path / "file"))
+    (line,) = run("run", job, code=5).stderr.splitlines()
+    assert line.startswith(f"pipeline: {tmp_path / 'file'}: the history cannot be written (File ex")
+    assert not (tmp_path / "out").exists()
+
+
+def test_status_of_outputs_is_that_of_the_runs_that_wrote_them(tmp_path: Path) -> None:
+    run("augment", "--limit", 20, "--workers", 0, "--out", tmp_path / "digits")
+    (found,) = json.loads(run("status", tmp_path, "--json").stdout)
+    assert (found["job"], found["exit_code"], found["quarantined"]) == ("digits", 0, 0)
+    assert found["rows"] == 120
+    assert found["last_success"] == found["end"]
+
+
+def test_status_where_nothing_has_run_is_well(tmp_path: Path) -> None:
+    assert run("status", tmp_path).stdout == f"no runs in {tmp_path}\n"
+    assert json.loads(run("status", tmp_path / "none", "--json").stdout) == []
+
+
+@pytest.mark.slow
+def test_the_demo_runs_and_runs_again(tmp_path: Path) -> None:
+    demo = Path(__file__).parents[1] / "jobs" / "demo.yaml"
+    command = [PIPELINE, "run", str(demo), "--set", "train.epochs=1"]
+    for _ in range(2):
+        subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
+    first, second = events((tmp_path / "history/demo.runs.jsonl").read_text())
+    assert [len(record["steps"]) for record in (first, second)] == [4, 4]
+    accuracies = [record["steps"][2]["test_accuracy"] for record in (first, second)]
+    assert accuracies[0] == accuracies[1]
