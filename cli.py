@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from datasets.errors import UserError
+from datasets.errors import EnvironmentFailed, UserError
+from datasets.storage import failure, place
 
 if TYPE_CHECKING:
     from trainers.config import TrainConfig
@@ -89,7 +90,14 @@ class LogFormat(StrEnum):
 
 
 Dataset = Annotated[
-    str, typer.Option(help="Name (see `pipeline datasets`), or path of a folder or list of images.")
+    str,
+    typer.Option(
+        help="Name (see `pipeline datasets`), or path or URL of a folder or list of images."
+    ),
+]
+Output = Annotated[
+    Path,
+    typer.Argument(parser=place, metavar="PATH|URL", help="Output of `pipeline augment`."),
 ]
 DataDir = Annotated[
     Path,
@@ -144,7 +152,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 # Options of augment that are about files, or about other processes.
 ONLY_OFFLINE = (
     *("eval_splits", "original", "format", "encoding", "quality", "compression"),
-    *("workers", "scheduler", "overwrite", "dry_run"),
+    *("workers", "scheduler", "overwrite", "publish", "keep", "dry_run"),
 )
 
 
@@ -172,7 +180,9 @@ def augment(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Output folder; of --online: a contact sheet.",
+            parser=place,
+            metavar="PATH|URL",
+            help="Output folder, or s3://, gs://, az://; of --online: a contact sheet.",
             show_default="augmented/NAME, augmented/NAME-online.png",
         ),
     ] = None,
@@ -216,6 +226,19 @@ def augment(
             "--overwrite/--resume", help="Replace what is there, or go on where a run stopped."
         ),
     ] = False,
+    publish: Annotated[
+        bool,
+        typer.Option(
+            "--publish",
+            help="Write a version beside the last into --out, and let `latest` in there be it.",
+        ),
+    ] = False,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of --publish: remove all but so many versions, unless somebody reads them."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be written.")
     ] = False,
@@ -250,6 +273,8 @@ def augment(
         limit=limit,
         max_bad=max_bad,
         overwrite=overwrite,
+        publish=publish,
+        keep=keep,
         **options,
     )
     report = Report(quiet=quiet, log_format=log_format.value)
@@ -272,7 +297,12 @@ def training(
         bool, typer.Option("--online", help="Augment while training (the default).")
     ] = False,
     offline: Annotated[
-        Path | None, typer.Option(help="Train from this output of `pipeline augment` instead.")
+        Path | None,
+        typer.Option(
+            parser=place,
+            metavar="PATH|URL",
+            help="Train from this output of `pipeline augment` instead.",
+        ),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Name or path, as for augment.", show_default="digits")
@@ -685,7 +715,7 @@ def visualize(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Output of `pipeline augment`.")],
+    folder: Output,
     deep: Annotated[
         bool,
         typer.Option("--deep", help="Also decode every row, and recompute some from the source."),
@@ -703,7 +733,7 @@ def verify(
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Output of `pipeline augment`.")],
+    folder: Output,
 ) -> None:
     """Show what an output holds: job, counts per class and copy, ranges of parameters, size."""
     from pipeline.contents import describe
@@ -714,7 +744,12 @@ def inspect(
 @app.command()
 def preview(
     folder: Annotated[
-        Path | None, typer.Argument(help="Output of `pipeline augment`, instead of a data set.")
+        Path | None,
+        typer.Argument(
+            parser=place,
+            metavar="[PATH|URL]",
+            help="Output of `pipeline augment`, instead of a data set.",
+        ),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Name or path, as for augment.", show_default="digits")
@@ -766,7 +801,12 @@ def policies() -> None:
 @app.command()
 def clean(
     folder: Annotated[
-        Path, typer.Argument(help="An output, or a folder under which outputs lie.")
+        Path,
+        typer.Argument(
+            parser=place,
+            metavar="[PATH|URL]",
+            help="An output, or a folder under which outputs lie.",
+        ),
     ] = Path("augmented"),
 ) -> None:
     """Remove what unfinished runs have left beside outputs."""
@@ -815,6 +855,11 @@ def main() -> NoReturn:
     except UserError as err:
         print(f"pipeline: {err}", file=sys.stderr)
         raise SystemExit(err.exit_code) from None
+    except Exception as err:
+        if (told := failure(err)) is None:
+            raise
+        print(f"pipeline: the storage fails: {told}; run the same command again", file=sys.stderr)
+        raise SystemExit(EnvironmentFailed.exit_code) from None
 
 
 if __name__ == "__main__":

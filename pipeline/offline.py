@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import tfrecord
+from datasets import storage, tfrecord
 from datasets.blocks import MIN_BLOCKS, SMALL
 from datasets.commit import (
     RECORDS,
@@ -28,13 +28,15 @@ from datasets.commit import (
     read_records,
     refuse_if_held,
     refuse_to_replace,
+    remove_replaced,
     replaced_folder,
     seal,
-    write_atomically,
 )
 from datasets.errors import EnvironmentFailed, OutputError
 from datasets.manifest import Manifest, Record, read_manifest
 from datasets.schema import canonical_json
+from datasets.storage import write_atomically
+from datasets.versions import last_pointer, latest, prune, publish, refuse_others
 from pipeline.job import Job, differences, probe, versions
 from pipeline.plan import (
     AugmentConfig,
@@ -77,7 +79,9 @@ def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
 
     Raises: OutputError if something else is there that this run must not replace.
     """
-    out = plan.out
+    out = plan.folder
+    if plan.is_published:
+        refuse_others(plan.out)
     if is_empty(out):
         return None
     refuse_to_replace(out, overwrite=True)
@@ -101,6 +105,8 @@ def dry_run(config: AugmentConfig, report: Report) -> str:
     plan = make_plan(config, report)
     try:
         if find_finished(plan, config.overwrite) is not None:
+            if plan.is_published and latest(plan.out) != plan.version:
+                return f"{plan.folder}: this job was done before; would make it the latest again"
             return f"{plan.out}: this job was done before; nothing to do"
     except OutputError as err:
         return f"{describe_plan(plan, config.workers)}\nbut not there: {err}"
@@ -137,7 +143,9 @@ def check_disk(plan: Plan, done: dict[str, Record]) -> None:
     """Raises: EnvironmentFailed if the rest of the output will not fit on the disk."""
     rows_done = sum(record.rows for record in done.values())
     left = 1 - rows_done / max(1, plan.n_images)
-    free = shutil.disk_usage(plan.out.parent).free
+    if storage.is_object(plan.out):
+        return
+    free = shutil.disk_usage(existing(plan.out)).free
     if plan.n_images * left * largest_bytes(plan) * 2 < free:
         return  # it fits however it is encoded, so that nothing need be measured
     needed = estimate_bytes(plan)[0] * left * DISK_MARGIN
@@ -146,6 +154,11 @@ def check_disk(plan: Plan, done: dict[str, Record]) -> None:
             f"{plan.out.parent}: about {size(needed)} are needed and {size(free)} are free; free "
             "some space, or write fewer --copies or a smaller --image-size"
         )
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return path if path.exists() else existing(path.parent)
 
 
 def materialize(config: AugmentConfig, report: Report) -> Summary:
@@ -160,7 +173,7 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
 
         def begin(n_samples: int) -> None:
             # Workers start while the source is read; not for one shard, or where all may be done.
-            is_new = is_empty(out) or config.overwrite
+            is_new = config.overwrite or config.publish or is_empty(out)
             if is_new and n_samples >= SMALL and (config.workers or config.scheduler):
                 n_workers = min(config.workers, MIN_BLOCKS)
                 clients.append(start(n_workers, config.scheduler, stack))
@@ -185,14 +198,22 @@ def write(
             event="ignored",
             files=list(plan.ignored),
         )
-    with hold(plan.out):
-        partial = plan.partial
+    with ExitStack() as stack:
+        check_held = stack.enter_context(hold(plan.out))
+        if plan.folder != plan.out and not storage.is_object(plan.out):
+            stack.enter_context(hold(plan.folder))  # `clean` looks at that one
+        partial, before = plan.partial, last_pointer(plan.out) if plan.is_published else 0
         finished = find_finished(plan, config.overwrite)
         if finished is not None:
-            if replaced_folder(partial).exists():  # a crash just before the end
-                shutil.rmtree(replaced_folder(partial))
-            return summarize(plan, finished.shards, (), {}, was_done=True)
-        for other in partial_folders(plan.out):
+            remove_replaced(partial)  # a crash just before the end
+            was_latest = not plan.is_published or latest(plan.out) == plan.version
+            release(plan, before, config.keep, report)
+            return summarize(plan, finished.shards, (), {}, was_done=was_latest)
+        if storage.is_object(plan.out):
+            storage.abort_uploads(plan.out)
+            if config.overwrite:
+                storage.remove(partial / RECORDS)
+        for other in partial_folders(plan.folder):
             if other not in (partial, replaced_folder(partial)):
                 report.say(
                     f"{other}: left by an unfinished run of another job; "
@@ -200,11 +221,13 @@ def write(
                     event="stale",
                 )
         if is_sealed(partial):
-            commit(partial, plan.out, config.overwrite)
-            return summarize(plan, read_manifest(plan.out).shards, (), {}, was_done=False)
+            check_held()
+            commit(partial, plan.folder, config.overwrite)
+            release(plan, before, config.keep, report)
+            return summarize(plan, read_manifest(plan.folder).shards, (), {}, was_done=False)
         done = read_records(partial)
         check_disk(plan, done)
-        prepare_partial(plan.out, plan.job)
+        prepare_partial(plan.folder, plan.job)
         tasks = [task for task in plan.tasks() if task.name not in done]
         planned = time.monotonic()
         if done:
@@ -223,7 +246,9 @@ def write(
             "nothing was committed; mend or remove them, or run again with a higher --max-bad "
             "(finished shards are kept)",
         )
-        finish(plan.out, plan.job, plan.classes, shards, config.overwrite)
+        check_held()
+        finish(plan.folder, plan.job, plan.classes, shards, config.overwrite)
+        release(plan, before, config.keep, report)
         seconds = {
             "plan": planned - started,
             "start_up": first - planned,
@@ -233,6 +258,17 @@ def write(
         summary = summarize(plan, shards, done, seconds, was_done=False)
         append_history(plan, summary, report)
         return summary
+
+
+def release(plan: Plan, before: int, keep: int | None, report: Report) -> None:
+    """Makes a published version the one that readers get, and removes what is older than the last
+    `keep` ones."""
+    if not plan.is_published:
+        return
+    publish(plan.out, plan.version, before)
+    for version, is_gone in prune(plan.out, keep) if keep else ():
+        told = "removed, an old version" if is_gone else "old, but kept while somebody may read it"
+        report.say(f"{plan.out / version}: {told}", event="version", removed=is_gone)
 
 
 def run_tasks(
@@ -303,7 +339,7 @@ def summarize(
     was_done: bool,
 ) -> Summary:
     return Summary(
-        out=plan.out,
+        out=plan.folder,
         rows=sum(r.rows for r in shards),
         n_bytes=sum(r.bytes for r in shards),
         n_shards=len(shards),
@@ -331,6 +367,8 @@ def append_history(plan: Plan, summary: Summary, report: Report) -> None:
         "ignored": list(plan.ignored),
         "seconds": {k: round(v, 3) for k, v in summary.seconds.items()},
     }
+    if storage.is_object(plan.out):
+        return  # nothing can be appended there; jobs keep their history on this machine
     path = plan.out.with_name(f"{plan.out.name}.runs.jsonl")
     try:
         with path.open("a") as file:
