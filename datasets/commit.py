@@ -70,11 +70,13 @@ def replaced_folder(partial: Path) -> Path:
     return partial.with_name(partial.name.replace(".partial-", ".replaced-"))
 
 
-def remove_replaced(partial: Path) -> None:
-    """Removes what a run has replaced, if it is still there."""
-    replaced = replaced_folder(partial)
-    if not storage.is_object(partial) and replaced.exists():
-        shutil.rmtree(replaced)
+def tidy(partial: Path) -> None:
+    """Removes what a committed run does not need any more, and may have left when it was killed."""
+    if storage.is_object(partial):
+        for name in (RECORDS, RUN):
+            storage.remove(partial / name)
+    elif replaced_folder(partial).exists():
+        shutil.rmtree(replaced_folder(partial))
 
 
 def partial_folders(out: Path) -> list[Path]:
@@ -226,8 +228,7 @@ def commit(partial: Path, out: Path, overwrite: bool) -> None:
     """
     if storage.is_object(out):
         write_atomically(out / SUCCESS, b"")
-        for name in (RECORDS, RUN):
-            storage.remove(out / name)
+        tidy(partial)
         return
     if (partial / RECORDS).exists():
         shutil.rmtree(partial / RECORDS)
@@ -238,11 +239,11 @@ def commit(partial: Path, out: Path, overwrite: bool) -> None:
     replaced = replaced_folder(partial)
     refuse_to_replace(out, overwrite)
     if not is_empty(out):
-        remove_replaced(partial)  # a crash after an earlier commit: what it holds was replaced
+        tidy(partial)  # a crash after an earlier commit: what it holds was replaced
         out.rename(replaced)
     partial.rename(out)
     sync_folder(out.parent)
-    remove_replaced(partial)
+    tidy(partial)
 
 
 def clean(folder: Path) -> Iterator[str]:

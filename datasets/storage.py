@@ -15,6 +15,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -22,13 +23,7 @@ from urllib.parse import urlsplit
 from datasets.errors import EnvironmentFailed, UserError, first_line
 
 URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://.*", re.S)
-# Scheme -> what is installed for it, and what its file system is made with. Listings are never
-# remembered: other processes write there too.
-SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
-    "s3": ("s3fs", {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 5}}}),
-    "gs": ("gcsfs", {}),
-    "az": ("adlfs", {}),
-}
+SCHEMES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}  # and the package of each
 LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure")
 READ_AT_ONCE = 64  # objects; each request takes 10 to 100 ms, whatever its size
 
@@ -52,16 +47,16 @@ def place(text: str | Path) -> Path:
             f"{hide_credentials(str(text))}: holds credentials, which would end up in logs; leave "
             "them out and give them by the environment, as the storage's own tools take them"
         )
-    package, options = SCHEMES[scheme]
     try:
-        __import__(package)
+        import_module(SCHEMES[scheme])
     except ImportError as err:
         raise UserError(
-            f"{text}: needs the package {package}; install augmentation-pipeline[{scheme}]"
+            f"{text}: needs the package {SCHEMES[scheme]}; install augmentation-pipeline[{scheme}]"
         ) from err
     from upath import UPath
 
-    found: Any = UPath(str(text).rstrip("/"), use_listings_cache=False, **options)
+    # Listings are never remembered: other processes write there too.
+    found: Any = UPath(str(text).rstrip("/"), use_listings_cache=False)
     return found
 
 
@@ -81,7 +76,7 @@ def file_system(path: Path) -> Any:
 
 def key(path: Path) -> str:
     """How the storage itself calls it: bucket and key, without the scheme."""
-    return path.path  # type: ignore[attr-defined]
+    return path.path.rstrip("/")  # type: ignore[attr-defined]
 
 
 def failure(err: BaseException | None) -> str | None:

@@ -28,9 +28,9 @@ from datasets.commit import (
     read_records,
     refuse_if_held,
     refuse_to_replace,
-    remove_replaced,
     replaced_folder,
     seal,
+    tidy,
 )
 from datasets.errors import EnvironmentFailed, OutputError
 from datasets.manifest import Manifest, Record, read_manifest
@@ -205,7 +205,7 @@ def write(
         partial, before = plan.partial, last_pointer(plan.out) if plan.is_published else 0
         finished = find_finished(plan, config.overwrite)
         if finished is not None:
-            remove_replaced(partial)  # a crash just before the end
+            tidy(partial)  # after a crash just before the end
             was_latest = not plan.is_published or latest(plan.out) == plan.version
             release(plan, before, config.keep, report)
             return summarize(plan, finished.shards, (), {}, was_done=was_latest)
