@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from datasets.errors import Damaged, UserError
+from datasets.errors import Damaged, EnvironmentFailed, UserError
+from datasets.storage import failure, place
 
 if TYPE_CHECKING:
     from trainers.config import TrainConfig
@@ -90,7 +91,14 @@ class LogFormat(StrEnum):
 
 
 Dataset = Annotated[
-    str, typer.Option(help="Name (see `pipeline datasets`), or path of a folder or list of images.")
+    str,
+    typer.Option(
+        help="Name (see `pipeline datasets`), or path or URL of a folder or list of images."
+    ),
+]
+Output = Annotated[
+    Path,
+    typer.Argument(parser=place, metavar="PATH|URL", help="Output of `pipeline augment`."),
 ]
 DataDir = Annotated[
     Path,
@@ -145,7 +153,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 # Options of augment that are about files, or about other processes.
 ONLY_OFFLINE = (
     *("eval_splits", "original", "format", "encoding", "quality", "compression"),
-    *("workers", "scheduler", "overwrite", "dry_run"),
+    *("workers", "scheduler", "overwrite", "publish", "keep", "dry_run"),
 )
 
 
@@ -173,7 +181,9 @@ def augment(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Output folder; of --online: a contact sheet.",
+            parser=place,
+            metavar="PATH|URL",
+            help="Output folder, or s3://, gs://, az://; of --online: a contact sheet.",
             show_default="augmented/NAME, augmented/NAME-online.png",
         ),
     ] = None,
@@ -217,6 +227,19 @@ def augment(
             "--overwrite/--resume", help="Replace what is there, or go on where a run stopped."
         ),
     ] = False,
+    publish: Annotated[
+        bool,
+        typer.Option(
+            "--publish",
+            help="Write a version beside the last into --out, and let `latest` in there be it.",
+        ),
+    ] = False,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of --publish: remove all but so many versions, unless somebody reads them."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be written.")
     ] = False,
@@ -251,6 +274,8 @@ def augment(
         limit=limit,
         max_bad=max_bad,
         overwrite=overwrite,
+        publish=publish,
+        keep=keep,
         **options,
     )
     report = Report(quiet=quiet, log_format=log_format.value)
@@ -273,7 +298,12 @@ def training(
         bool, typer.Option("--online", help="Augment while training (the default).")
     ] = False,
     offline: Annotated[
-        Path | None, typer.Option(help="Train from this output of `pipeline augment` instead.")
+        Path | None,
+        typer.Option(
+            parser=place,
+            metavar="PATH|URL",
+            help="Train from this output of `pipeline augment` instead.",
+        ),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Name or path, as for augment.", show_default="digits")
@@ -686,7 +716,7 @@ def visualize(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Output of `pipeline augment`.")],
+    folder: Output,
     deep: Annotated[
         bool,
         typer.Option("--deep", help="Also decode every row, and recompute some from the source."),
@@ -704,7 +734,7 @@ def verify(
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Output of `pipeline augment`.")],
+    folder: Output,
 ) -> None:
     """Show what an output holds: job, counts per class and copy, ranges of parameters, size."""
     from pipeline.contents import describe
@@ -715,7 +745,12 @@ def inspect(
 @app.command()
 def preview(
     folder: Annotated[
-        Path | None, typer.Argument(help="Output of `pipeline augment`, instead of a data set.")
+        Path | None,
+        typer.Argument(
+            parser=place,
+            metavar="[PATH|URL]",
+            help="Output of `pipeline augment`, instead of a data set.",
+        ),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Name or path, as for augment.", show_default="digits")
@@ -767,7 +802,12 @@ def policies() -> None:
 @app.command()
 def clean(
     folder: Annotated[
-        Path, typer.Argument(help="An output, or a folder under which outputs lie.")
+        Path,
+        typer.Argument(
+            parser=place,
+            metavar="[PATH|URL]",
+            help="An output, or a folder under which outputs lie.",
+        ),
     ] = Path("augmented"),
 ) -> None:
     """Remove what unfinished runs have left beside outputs."""
@@ -884,12 +924,16 @@ def main(log_format: str | None = None) -> NoReturn:
         tell_error(logs, str(err), err.exit_code)
         raise SystemExit(err.exit_code) from None
     except Exception as err:
+        if (told := failure(err)) is not None:
+            code = EnvironmentFailed.exit_code
+            tell_error(logs, f"the storage fails: {told}; run the same command again", code)
+            raise SystemExit(code) from None
         if logs == "text":
             raise
         # Wrong words are told by Typer itself as text.
         code, words = getattr(err, "exit_code", 1), getattr(err, "format_message", None)
-        told = {} if words else {"traceback": "\n" + traceback.format_exc()}
-        tell_error(logs, words() if words else repr(err), code, **told)
+        trace = {} if words else {"traceback": "\n" + traceback.format_exc()}
+        tell_error(logs, words() if words else repr(err), code, **trace)
         raise SystemExit(code) from None
 
 

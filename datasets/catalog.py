@@ -7,8 +7,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from datasets import storage
 from datasets.errors import SourceError
 from datasets.source import Source
+from datasets.versions import latest
 
 CATALOG = {
     "digits": "digits:Digits",
@@ -44,7 +46,10 @@ def open_source(dataset: str, data_dir: Path) -> Source:
             data_dir.expanduser().absolute() / FOLDERS.get(dataset, dataset)
         )
         return source
-    path = Path(dataset).expanduser().absolute()
+    path = storage.place(dataset)
+    if storage.is_object(path):
+        return open_objects(path)
+    path = path.expanduser().absolute()
     try:
         if path.is_dir():
             return open_folder(path)
@@ -64,7 +69,25 @@ def open_source(dataset: str, data_dir: Path) -> Source:
     raise SourceError(f"--dataset {dataset}: neither a known name nor a path that exists; {hint}")
 
 
+def open_objects(place: Path) -> Source:
+    """What lies at an URL: a list, published shards, shards, or class folders.
+
+    Raises: SourceError if there is nothing; EnvironmentFailed if the storage fails.
+    """
+    with storage.failures(place):
+        if place.suffix.lower() in (".csv", ".parquet"):
+            from datasets.listing import ListFile
+
+            return ListFile(place)
+        if not place.is_dir():
+            raise SourceError(
+                f"{place}: nothing is there; expected a folder of images or of shards"
+            )
+        return open_folder(place)
+
+
 def open_folder(path: Path) -> Source:
+    """What lies in a folder; where outputs are published, the latest of them."""
     from datasets.cub200 import Cub200
     from datasets.folder import Folder
     from datasets.shard_files import find_shards
@@ -72,5 +95,7 @@ def open_folder(path: Path) -> Source:
 
     if (path / "train_test_split.txt").is_file() and (path / "images.txt").is_file():
         return Cub200(path)
+    version = latest(path)
+    path = path if version is None else path / version
     shards = find_shards(path)
     return Shards(path, shards) if shards else Folder(path)

@@ -10,6 +10,9 @@ A run works in a hidden sibling of OUT, `.NAME.partial-HASH`:
 
 Commit is the rename of that folder to OUT. What it replaces waits as `.NAME.replaced-HASH` until
 the new one stands.
+
+In object storage nothing can be renamed: a run works in `OUT/VERSION` itself, where nobody looks
+until a pointer says so (`datasets.versions`).
 """
 
 from __future__ import annotations
@@ -19,12 +22,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from datasets import storage
 from datasets.errors import EnvironmentFailed, OutputBusy, OutputError
+from datasets.lease import leased, refuse_if_leased
 from datasets.manifest import (
     MANIFEST,
     SUCCESS,
@@ -35,24 +41,12 @@ from datasets.manifest import (
     read_record,
 )
 from datasets.schema import canonical_json
+from datasets.storage import write_atomically
+from datasets.versions import VERSION, latest
 
 RECORDS = ".records"
 RUN = ".run.json"
 UNFINISHED = re.compile(r"\.(?P<out>.+)\.(partial|replaced)-(?P<job>[0-9a-f]{16})", re.S)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """The whole file or none of it: to a dotted name beside it, flushed to disk, renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def sync_folder(path: Path) -> None:
@@ -65,6 +59,9 @@ def sync_folder(path: Path) -> None:
 
 
 def partial_folder(out: Path, job_sha256: str) -> Path:
+    """Where a run works; in object storage that is where its output will stand."""
+    if storage.is_object(out):
+        return out
     return out.with_name(f".{out.name}.partial-{job_sha256[:16]}")
 
 
@@ -73,9 +70,18 @@ def replaced_folder(partial: Path) -> Path:
     return partial.with_name(partial.name.replace(".partial-", ".replaced-"))
 
 
+def tidy(partial: Path) -> None:
+    """Removes what a committed run does not need any more, and may have left when it was killed."""
+    if storage.is_object(partial):
+        for name in (RECORDS, RUN):
+            storage.remove(partial / name)
+    elif replaced_folder(partial).exists():
+        shutil.rmtree(replaced_folder(partial))
+
+
 def partial_folders(out: Path) -> list[Path]:
     """Unfinished runs of any job into `out`, and outputs on their way out."""
-    if not out.parent.is_dir():
+    if storage.is_object(out) or not out.parent.is_dir():
         return []
     found = ((UNFINISHED.fullmatch(path.name), path) for path in out.parent.iterdir())
     return sorted(p for match, p in found if match and match["out"] == out.name and p.is_dir())
@@ -83,7 +89,9 @@ def partial_folders(out: Path) -> list[Path]:
 
 def refuse_if_held(out: Path) -> None:
     """Raises: OutputBusy if another process holds `out`. Makes nothing, so may be asked early."""
-    if lock_file(out).exists():
+    if storage.is_object(out):
+        refuse_if_leased(out)
+    elif lock_file(out).exists():
         with hold(out):
             pass
 
@@ -93,13 +101,18 @@ def lock_file(out: Path) -> Path:
 
 
 @contextmanager
-def hold(out: Path, wait: bool = False) -> Iterator[None]:
-    """Holds `out` for this process until the block ends or the process dies.
+def hold(out: Path, wait: bool = False) -> Iterator[Callable[[], None]]:
+    """Holds `out` for this process until the block ends or the process dies. Gives what raises
+    OutputBusy if that has been lost: a lease in object storage ends by itself.
 
     wait: Until no other process holds it, instead of giving up.
     Raises: OutputBusy if another process holds it; EnvironmentFailed if its parent folder cannot
       be written.
     """
+    if storage.is_object(out):
+        with leased(out) as lease:
+            yield lease.check
+        return
     path = lock_file(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +134,7 @@ def hold(out: Path, wait: bool = False) -> Iterator[None]:
             f"{out.parent}: cannot be written ({err.strerror}); choose another --out"
         ) from err
     try:
-        yield
+        yield lambda: None
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
@@ -129,6 +142,8 @@ def hold(out: Path, wait: bool = False) -> Iterator[None]:
 
 def is_empty(out: Path) -> bool:
     """Whether there is nothing at that place that a run could destroy."""
+    if storage.is_object(out):
+        return not (out / SUCCESS).is_file()
     return not out.exists() or (out.is_dir() and not any(out.iterdir()))
 
 
@@ -136,6 +151,10 @@ def refuse_to_replace(out: Path, overwrite: bool) -> None:
     """Raises: OutputError if `out` holds anything that a run must not move out of its way."""
     if is_empty(out):
         return
+    if latest(out) is not None:
+        raise OutputError(
+            f"{out}: holds published versions; add one with --publish, or choose another --out"
+        )
     if not is_output(out):
         raise OutputError(
             f"{out}: exists and was not written by `pipeline augment`; it is left alone: choose "
@@ -149,13 +168,16 @@ def refuse_to_replace(out: Path, overwrite: bool) -> None:
 
 def read_records(partial: Path) -> dict[str, Record]:
     """The shards that are done, by name: those whose record and whole file are there."""
-    done = {}
-    for path in sorted((partial / RECORDS).glob("*.json")):
-        record = read_record(json.loads(path.read_text()))
-        shard = partial / record.name
-        if shard.is_file() and shard.stat().st_size == record.bytes:
-            done[record.name] = record
-    return done
+    sizes = storage.files_below(partial)
+    names = [name for name in sorted(sizes) if name.startswith(RECORDS) and is_record(name)]
+    records = (read_record(json.loads(data)) for data in storage.read_each(partial, names))
+    return {record.name: record for record in records if sizes.get(record.name) == record.bytes}
+
+
+def is_record(name: str) -> bool:
+    """Not a file that a killed process has left beside them."""
+    file = name.rpartition("/")[2]
+    return file.endswith(".json") and not file.startswith(".")
 
 
 def write_record(partial: Path, record: Record) -> None:
@@ -174,11 +196,40 @@ def is_sealed(partial: Path) -> bool:
     return (partial / MANIFEST).is_file()
 
 
+@contextmanager
+def attempt(partial: Path, name: str) -> Iterator[None]:
+    """Leaves a mark where the process dies in the block, for `has_died`; locally the unfinished
+    file is that mark."""
+    if not storage.is_object(partial):
+        yield
+        return
+    mark = partial / RECORDS / f"{name}.{uuid.uuid4().hex}.attempt"
+    write_atomically(mark, b"")
+    try:
+        yield
+    finally:
+        with suppress(EnvironmentFailed), storage.failures(mark):
+            storage.remove(mark)
+
+
+def has_died(partial: Path, name: str) -> bool:
+    """Whether an earlier attempt at a shard has not come to its end; it may also be slow."""
+    if storage.is_object(partial):
+        start = f"{name}."
+        found = storage.files_below(partial / RECORDS)
+        return any(f.startswith(start) and f.endswith(".attempt") for f in found)
+    return any(partial.glob(f".{name}.*.tmp"))
+
+
 def commit(partial: Path, out: Path, overwrite: bool) -> None:
     """Turns a sealed partial folder into `out`, in one rename; may be repeated after a crash.
 
     Raises: OutputError if something has come to stand there that must not be replaced.
     """
+    if storage.is_object(out):
+        write_atomically(out / SUCCESS, b"")
+        tidy(partial)
+        return
     if (partial / RECORDS).exists():
         shutil.rmtree(partial / RECORDS)
     for leftover in partial.glob(".*"):
@@ -188,13 +239,11 @@ def commit(partial: Path, out: Path, overwrite: bool) -> None:
     replaced = replaced_folder(partial)
     refuse_to_replace(out, overwrite)
     if not is_empty(out):
-        if replaced.exists():  # a crash after an earlier commit: what it holds was replaced
-            shutil.rmtree(replaced)
+        tidy(partial)  # a crash after an earlier commit: what it holds was replaced
         out.rename(replaced)
     partial.rename(out)
     sync_folder(out.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    tidy(partial)
 
 
 def clean(folder: Path) -> Iterator[str]:
@@ -204,6 +253,9 @@ def clean(folder: Path) -> Iterator[str]:
 
     Raises: OutputBusy, at the end, if some were left since a run is writing there.
     """
+    if storage.is_object(folder):
+        yield from clean_objects(folder)
+        return
     busy: list[str] = []
     beside = partial_folders(folder.absolute())
     for path in sorted({*beside, *(p.absolute() for p in folder.rglob(".*") if p.is_dir())}):
@@ -232,3 +284,14 @@ def clean_one(path: Path, out: Path, partial: Path) -> str:
         return f"put back {out}"
     shutil.rmtree(path)
     return f"removed {path}"
+
+
+def clean_objects(out: Path) -> Iterator[str]:
+    """Removes the versions in object storage that were never finished, and parts of uploads."""
+    with storage.failures(out), leased(out):
+        for name, is_folder in list(storage.entries(out)):
+            if is_folder and VERSION.fullmatch(name) and not (out / name / SUCCESS).is_file():
+                storage.remove(out / name)
+                yield f"removed {out / name}"
+        if n := storage.abort_uploads(out):
+            yield f"ended {n} unfinished uploads to {out}"

@@ -13,7 +13,8 @@ import numpy as np
 from datasets.errors import SourceError
 from datasets.images import SUFFIXES
 from datasets.shard_files import find_shards
-from datasets.source import Listing, Samples, is_held_out, read_file
+from datasets.source import Listing, Samples, is_held_out, read_files
+from datasets.storage import entries, files_below, is_object, key
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
@@ -28,7 +29,8 @@ OTHER_SUFFIXES = (
 
 def source_name(path: Path) -> str:
     """A name for files made from it: lower case letters, digits and underscores."""
-    return re.sub(r"[^a-z0-9]+", "_", path.resolve().name.lower()).strip("_") or "images"
+    name = path.name if is_object(path) else path.resolve().name
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "images"
 
 
 def readable(name: str) -> str:
@@ -72,7 +74,7 @@ class Folder:
             found = {"": self._classes(self.root)}
         classes = sorted({name for part in found.values() for name in part})
         if not classes:
-            loose = sum(is_image(p.name) for p in self.root.iterdir() if p.is_file())
+            loose = sum(is_image(name) for name, is_dir in entries(self.root) if not is_dir)
             raise SourceError(
                 f"{self.root}: {loose} images in the folder itself and none in subfolders; "
                 "expected one subfolder for each class (or give a CSV list of paths and labels)"
@@ -103,16 +105,17 @@ class Folder:
 
     def _subfolders(self, folder: Path) -> list[str]:
         try:
-            entries = [e for e in os.scandir(folder) if not e.name.startswith(".") and e.is_dir()]
+            found = [name for name, is_folder in entries(folder) if is_folder]
         except OSError as err:
             raise SourceError(f"{folder}: {err.strerror}; expected a readable folder") from err
-        return sorted(e.name for e in entries)
+        return sorted(name for name in found if not name.startswith("."))
 
     def _loose(self, folder: Path) -> Iterator[str]:
         """The files in the folder itself, as what is passed over."""
-        for entry in os.scandir(folder):
-            if not entry.name.startswith(".") and not entry.is_dir():
-                path = readable(os.path.relpath(entry.path, self.root))
+        above = "" if folder == self.root else f"{folder.name}/"
+        for name, is_folder in entries(folder):
+            if not name.startswith(".") and not is_folder:
+                path = readable(above + name)
                 yield f"{path} (an image in no class folder)" if is_image(path) else path
 
     def _check_place(self, refs: list[str], ignored: list[str]) -> None:
@@ -134,6 +137,12 @@ class Folder:
         return {name: sorted(self._files(folder / name)) for name in self._subfolders(folder)}
 
     def _files(self, folder: Path) -> Iterator[str]:
+        if is_object(folder):
+            inside = key(folder).removeprefix(key(self.root)).lstrip("/")
+            for name in files_below(folder):
+                if not any(part.startswith(".") for part in name.split("/")):
+                    yield f"{inside}/{name}"
+            return
         visited: set[tuple[int, int]] = set()
         for path, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
             status = os.stat(path)
@@ -148,7 +157,7 @@ class Folder:
                     yield os.path.relpath(os.path.join(path, name), self.root)
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
-        return (read_file(self.root / ref) for ref in refs)
+        return read_files(self.root, refs)
 
 
 def is_image(name: str) -> bool:

@@ -14,7 +14,8 @@ import numpy as np
 from datasets.errors import SourceError
 from datasets.folder import source_name, split_by_hash
 from datasets.labels import as_name, is_missing
-from datasets.source import Listing, Samples, read_file
+from datasets.source import Listing, Samples, read_files
+from datasets.storage import readable
 
 PATH = ("path", "image", "file", "file_name", "filename")
 LABEL = ("label", "class")
@@ -72,10 +73,11 @@ class ListFile:
             if self.file.suffix.lower() == ".parquet":
                 import pyarrow.parquet as pq
 
-                table: dict[str, list[Any]] = pq.read_table(self.file).to_pydict()
-                return table
+                with pq.ParquetFile(readable(self.file)) as table:
+                    found: dict[str, list[Any]] = table.read().to_pydict()
+                return found
             # utf-8-sig: spreadsheets put a byte order mark in front of the first column's name.
-            with self.file.open(newline="", encoding="utf-8-sig") as file:
+            with self.file.open("r", newline="", encoding="utf-8-sig") as file:
                 rows = list(csv.DictReader(file, strict=True))
         except (OSError, ValueError, csv.Error) as err:
             raise SourceError(f"{self.file}: cannot be read as a list: {err}") from err
@@ -93,4 +95,4 @@ class ListFile:
         )
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
-        return (read_file(self.file.parent / ref) for ref in refs)
+        return read_files(self.file.parent, refs)

@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from datasets import storage
 from datasets.errors import Damaged, OutputError
 from datasets.schema import canonical_json
 
@@ -127,23 +128,20 @@ def damages(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
     that a reader would take for a shard and that the manifest does not name."""
     known: dict[str, tuple[int, str]] = {r.name: (r.bytes, r.sha256) for r in manifest.shards}
     known |= {name: (f["bytes"], f["sha256"]) for name, f in manifest.files.items()}
+    found = storage.files_below(folder)
     for name, (size, sha256) in sorted(known.items()):
-        path = folder / name
-        if not path.is_file():
+        if name not in found:
             yield name, "missing"
-            continue
-        found_size = path.stat().st_size
-        if found_size != size:
-            yield name, f"{found_size:,} bytes, the manifest says {size:,}"
-        elif sha256_file(path)[1] != sha256:
+        elif found[name] != size:
+            yield name, f"{found[name]:,} bytes, the manifest says {size:,}"
+        elif sha256_file(folder / name)[1] != sha256:
             yield name, "its sha256 is not the manifest's"
-    if (folder / SUCCESS).stat().st_size:
+    if found.get(SUCCESS):
         yield SUCCESS, "not empty"
     expected = {*known, MANIFEST, SUCCESS}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
+    for name in sorted(found):
         looks_read = {".parquet", ".tfrecord", ".json", ".txt", ".arrow"} & {
-            part[:9] if part.startswith(".tfrecord") else part for part in path.suffixes
+            part[:9] if part.startswith(".tfrecord") else part for part in PurePath(name).suffixes
         }
-        if name not in expected and looks_read and not path.is_dir():
+        if name not in expected and looks_read:
             yield name, "not in the manifest"

@@ -21,7 +21,7 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
     for folder in (root, root / "data"):
         for pattern in (PARQUET, TFRECORD):
             found: dict[str, dict[Path, str]] = {}
-            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            for path in sorted(folder.iterdir(), key=str) if folder.is_dir() else ():
                 if match := pattern.fullmatch(path.name):
                     found.setdefault(match["split"].lower(), {})[path] = match["part"]
             for split, parts in found.items():

@@ -18,6 +18,7 @@ from datasets.folder import source_name
 from datasets.images import opened
 from datasets.labels import as_number, names_in
 from datasets.source import Listing, Samples
+from datasets.storage import place, readable
 
 IMAGE = ("image", "img")
 LABEL = ("label", "labels", "fine_label")
@@ -155,7 +156,7 @@ class Shards:
         columns = self.columns
         wanted = [columns.label, *(["sample_id", "copy"] if columns.has_origin else [])]
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(readable(path)) as file:
                 for name in (columns.image, *wanted):
                     if name not in file.schema_arrow.names:
                         raise SourceError(f"{path}: no column {name!r}, which {self.first} has")
@@ -174,7 +175,7 @@ class Shards:
         import pyarrow.parquet as pq
 
         try:
-            found = pq.read_schema(self.first)
+            found = pq.read_schema(readable(self.first))
         except (pa.ArrowException, OSError) as err:
             raise SourceError(f"{self.first}: not a Parquet file: {err}") from err
         image = next((n for n in IMAGE if n in found.names), None)
@@ -249,7 +250,7 @@ class Shards:
     def _read_tfrecord(self, refs: Sequence[tuple[str, int, int]]) -> Iterator[np.ndarray | bytes]:
         make = tfrecord.example_class()
         for path, offset, length in refs:
-            with open(path, "rb") as file:
+            with place(path).open("rb") as file:
                 file.seek(offset)
                 example = make.FromString(file.read(length))
             data = tfrecord.Stored(offset, length, example).one("image")
@@ -280,7 +281,7 @@ class Shards:
         import pyarrow.parquet as pq
 
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(readable(place(path))) as file:
                 return file.read_row_group(group, [self.columns.image])[self.columns.image]
         except (pa.ArrowException, OSError) as err:  # its text may hold the path
             raise OSError("its row group cannot be read") from err

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from datasets import storage
 from datasets.errors import SourceError
 
 KEY_BITS = 64
@@ -136,6 +137,16 @@ def read_file(path: Path) -> bytes:
         raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, at most {MAX_FILE_BYTES:,} are read")
     with path.open("rb") as file:
         return file.read(found.st_size)  # no more, even if it grows
+
+
+def read_files(folder: Path, refs: Sequence[str]) -> Iterator[bytes]:
+    """The files of those names below the folder, in that order.
+
+    Raises: OSError as `read_file` does, at the turn of the one that cannot be read.
+    """
+    if storage.is_object(folder):
+        return storage.read_each(folder, refs)
+    return (read_file(folder / ref) for ref in refs)
 
 
 def check_listing(name: str, listing: Listing) -> Listing:

@@ -14,6 +14,7 @@ from datasets.formats import FORMATS
 from datasets.manifest import Manifest, damages, read_manifest
 from datasets.schema import Rows, Schema
 from datasets.source import sample_keys
+from datasets.versions import reading
 from pipeline.job import Job, probe, read_policy
 from pipeline.plan import choose_samples
 
@@ -30,8 +31,14 @@ def read_job(manifest: Manifest) -> Job:
 def check(folder: Path, deep: bool, dataset: str | None, data_dir: Path) -> str:
     """One line for a clean output.
 
+    folder: An output, or where versions of it are published: then the latest of them.
     Raises: Damaged that names every damaged file.
     """
+    with reading(folder) as found:
+        return check_version(found, deep, dataset, data_dir)
+
+
+def check_version(folder: Path, deep: bool, dataset: str | None, data_dir: Path) -> str:
     manifest = read_manifest(folder)
     found = list(damages(folder, manifest))
     if found:

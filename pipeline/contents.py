@@ -9,6 +9,7 @@ import numpy as np
 
 from datasets.formats import FORMATS
 from datasets.manifest import Manifest, read_manifest
+from datasets.versions import reading
 from pipeline.report import size
 
 
@@ -17,10 +18,11 @@ def describe(folder: Path) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    manifest = read_manifest(folder)
-    counts, ranges = collect(folder, manifest)
+    with reading(folder) as found:
+        manifest = read_manifest(found)
+        counts, ranges = collect(found, manifest)
     console = Console(markup=False, emoji=False)  # names are shown as they are
-    job = Table("job", Column(overflow="fold"), title=str(folder), title_justify="left")
+    job = Table("job", Column(overflow="fold"), title=str(found), title_justify="left")
     for name, value in manifest.job.items():
         if name not in ("splits", "source"):
             job.add_row(name, str(value))

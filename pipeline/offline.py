@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import tfrecord
+from datasets import storage, tfrecord
 from datasets.blocks import MIN_BLOCKS, SMALL
 from datasets.commit import (
     RECORDS,
@@ -30,11 +30,13 @@ from datasets.commit import (
     refuse_to_replace,
     replaced_folder,
     seal,
-    write_atomically,
+    tidy,
 )
 from datasets.errors import EnvironmentFailed, OutputError
 from datasets.manifest import Manifest, Record, read_manifest
 from datasets.schema import canonical_json
+from datasets.storage import write_atomically
+from datasets.versions import last_pointer, latest, prune, publish, refuse_others
 from pipeline.history import LINES, append_line, timestamp
 from pipeline.job import Job, differences, probe, versions
 from pipeline.plan import (
@@ -78,7 +80,9 @@ def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
 
     Raises: OutputError if something else is there that this run must not replace.
     """
-    out = plan.out
+    out = plan.folder
+    if plan.is_published:
+        refuse_others(plan.out)
     if is_empty(out):
         return None
     refuse_to_replace(out, overwrite=True)
@@ -102,6 +106,8 @@ def dry_run(config: AugmentConfig, report: Report) -> str:
     plan = make_plan(config, report)
     try:
         if find_finished(plan, config.overwrite) is not None:
+            if plan.is_published and latest(plan.out) != plan.version:
+                return f"{plan.folder}: this job was done before; would make it the latest again"
             return f"{plan.out}: this job was done before; nothing to do"
     except OutputError as err:
         return f"{describe_plan(plan, config.workers)}\nbut not there: {err}"
@@ -138,7 +144,9 @@ def check_disk(plan: Plan, done: dict[str, Record]) -> None:
     """Raises: EnvironmentFailed if the rest of the output will not fit on the disk."""
     rows_done = sum(record.rows for record in done.values())
     left = 1 - rows_done / max(1, plan.n_images)
-    free = shutil.disk_usage(plan.out.parent).free
+    if storage.is_object(plan.out):
+        return
+    free = shutil.disk_usage(existing(plan.out)).free
     if plan.n_images * left * largest_bytes(plan) * 2 < free:
         return  # it fits however it is encoded, so that nothing need be measured
     needed = estimate_bytes(plan)[0] * left * DISK_MARGIN
@@ -147,6 +155,11 @@ def check_disk(plan: Plan, done: dict[str, Record]) -> None:
             f"{plan.out.parent}: about {size(needed)} are needed and {size(free)} are free; free "
             "some space, or write fewer --copies or a smaller --image-size"
         )
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return path if path.exists() else existing(path.parent)
 
 
 def materialize(config: AugmentConfig, report: Report) -> Summary:
@@ -161,7 +174,7 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
 
         def begin(n_samples: int) -> None:
             # Workers start while the source is read; not for one shard, or where all may be done.
-            is_new = is_empty(out) or config.overwrite
+            is_new = config.overwrite or config.publish or is_empty(out)
             if is_new and n_samples >= SMALL and (config.workers or config.scheduler):
                 n_workers = min(config.workers, MIN_BLOCKS)
                 clients.append(start(n_workers, config.scheduler, stack))
@@ -186,16 +199,24 @@ def write(
             event="ignored",
             files=list(plan.ignored),
         )
-    with hold(plan.out):
-        partial = plan.partial
+    with ExitStack() as stack:
+        check_held = stack.enter_context(hold(plan.out))
+        if plan.folder != plan.out and not storage.is_object(plan.out):
+            stack.enter_context(hold(plan.folder))  # `clean` looks at that one
+        partial, before = plan.partial, last_pointer(plan.out) if plan.is_published else 0
         finished = find_finished(plan, config.overwrite)
         if finished is not None:
-            if replaced_folder(partial).exists():  # a crash just before the end
-                shutil.rmtree(replaced_folder(partial))
+            tidy(partial)  # after a crash just before the end
+            was_latest = not plan.is_published or latest(plan.out) == plan.version
+            release(plan, before, config.keep, report)
             seconds = {"plan": time.monotonic() - started}
-            summary = summarize(plan, finished.shards, (), seconds, was_done=True)
+            summary = summarize(plan, finished.shards, (), seconds, was_done=was_latest)
             return recorded(plan, summary, report)
-        for other in partial_folders(plan.out):
+        if storage.is_object(plan.out):
+            storage.abort_uploads(plan.out)
+            if config.overwrite:
+                storage.remove(partial / RECORDS)
+        for other in partial_folders(plan.folder):
             if other not in (partial, replaced_folder(partial)):
                 report.say(
                     f"{other}: left by an unfinished run of another job; "
@@ -203,13 +224,15 @@ def write(
                     event="stale",
                 )
         if is_sealed(partial):
-            commit(partial, plan.out, config.overwrite)
+            check_held()
+            commit(partial, plan.folder, config.overwrite)
+            release(plan, before, config.keep, report)
             seconds = {"plan": time.monotonic() - started}
-            shards = read_manifest(plan.out).shards
+            shards = read_manifest(plan.folder).shards
             return recorded(plan, summarize(plan, shards, (), seconds, was_done=False), report)
         done = read_records(partial)
         check_disk(plan, done)
-        prepare_partial(plan.out, plan.job)
+        prepare_partial(plan.folder, plan.job)
         tasks = [task for task in plan.tasks() if task.name not in done]
         planned = time.monotonic()
         if done:
@@ -228,7 +251,9 @@ def write(
             "nothing was committed; mend or remove them, or run again with a higher --max-bad "
             "(finished shards are kept)",
         )
-        finish(plan.out, plan.job, plan.classes, shards, config.overwrite)
+        check_held()
+        finish(plan.folder, plan.job, plan.classes, shards, config.overwrite)
+        release(plan, before, config.keep, report)
         seconds = {
             "plan": planned - started,
             "start_up": first - planned,
@@ -237,6 +262,17 @@ def write(
         }
         summary = summarize(plan, shards, done, seconds, was_done=False)
         return recorded(plan, summary, report)
+
+
+def release(plan: Plan, before: int, keep: int | None, report: Report) -> None:
+    """Makes a published version the one that readers get, and removes what is older than the last
+    `keep` ones."""
+    if not plan.is_published:
+        return
+    publish(plan.out, plan.version, before)
+    for version, is_gone in prune(plan.out, keep) if keep else ():
+        told = "removed, an old version" if is_gone else "old, but kept while somebody may read it"
+        report.say(f"{plan.out / version}: {told}", event="version", removed=is_gone)
 
 
 def run_tasks(
@@ -315,7 +351,7 @@ def summarize(
     was_done: bool,
 ) -> Summary:
     return Summary(
-        out=plan.out,
+        out=plan.folder,
         rows=sum(r.rows for r in shards),
         n_bytes=sum(r.bytes for r in shards),
         n_shards=len(shards),
@@ -346,6 +382,8 @@ def recorded(plan: Plan, summary: Summary, report: Report) -> Summary:
         "ignored": list(plan.ignored),
         "seconds": {k: round(v, 3) for k, v in summary.seconds.items()},
     }
+    if storage.is_object(plan.out):
+        return summary  # nothing can be appended there; jobs keep their history on this machine
     path = plan.out.with_name(f"{plan.out.name}{LINES}")
     try:
         append_line(path, entry)

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets import storage
 from datasets.blocks import limited
 from datasets.catalog import CATALOG, open_source
 from datasets.commit import partial_folder
 from datasets.errors import NotCommitted, SourceError, UserError
 from datasets.fingerprint import Scan, fingerprint, scan
 from datasets.source import Listing, Samples, Source, check_listing
+from datasets.versions import version_name
 from pipeline.job import Job, probe
 from pipeline.library_ops import try_out
 from pipeline.policy import resolve_policy
@@ -65,6 +67,8 @@ class AugmentConfig:
     limit: int | None = None
     max_bad: float = 0.01
     overwrite: bool = False
+    publish: bool = False
+    keep: int | None = None
 
     def __post_init__(self) -> None:
         if not self.dataset:
@@ -82,11 +86,17 @@ class AugmentConfig:
                 f"--compression {self.compression}: TensorFlow Datasets reads no compressed "
                 "TFRecord; leave it out, or use --format parquet"
             )
+        is_object = self.out is not None and storage.is_object(self.out)
+        if self.keep is not None and not (self.publish or is_object):
+            raise UserError(f"--keep {self.keep}: is about published versions; give --publish too")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A job, and everything that is needed to run it."""
+    """A job, and everything that is needed to run it.
+
+    out: As the user gave it. folder: Where the output will stand: `out`, or a version in it.
+    """
 
     job: Job
     classes: tuple[str, ...]
@@ -95,14 +105,23 @@ class Plan:
     scans: dict[str, Scan]
     out: Path
     ignored: tuple[str, ...]
+    is_published: bool
 
     @cached_property
     def job_sha256(self) -> str:
         return self.job.sha256()
 
     @property
+    def version(self) -> str:
+        return version_name(self.job_sha256)
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.version if self.is_published else self.out
+
+    @property
     def partial(self) -> Path:
-        return partial_folder(self.out, self.job_sha256)
+        return partial_folder(self.folder, self.job_sha256)
 
     @property
     def n_images(self) -> int:
@@ -150,7 +169,11 @@ def output_folder(config: AugmentConfig) -> Path:
     Raises: UserError if that is no place for it.
     """
     source = open_source(config.dataset, config.data_dir)
-    out = (config.out or Path("augmented") / source.name).expanduser().resolve()
+    out = config.out or Path("augmented") / source.name
+    if storage.is_object(out):
+        refuse_nested_objects(out, config.dataset)
+        return out
+    out = out.expanduser().resolve()
     if out == Path.cwd() or out == Path(out.anchor):
         raise UserError(f"--out {config.out}: expected a folder to make, such as augmented/photos")
     refuse_nesting(out, config.dataset)
@@ -165,6 +188,17 @@ def refuse_nesting(out: Path, dataset: str) -> None:
             raise UserError(f"--out {out}: lies inside the data set {data}; choose a place outside")
         if data.is_relative_to(out):
             raise UserError(f"--out {out}: the data set {data} lies inside; choose another place")
+
+
+def refuse_nested_objects(out: Path, dataset: str) -> None:
+    """The same for object storage. A whole bucket is no place for an output either."""
+    inner, outer = f"{out}/", f"{dataset.rstrip('/')}/"
+    if inner.startswith(outer) or outer.startswith(inner):
+        raise UserError(
+            f"--out {out}: lies inside the data set, or around it; choose another place"
+        )
+    if "/" not in storage.key(out).strip("/"):
+        raise UserError(f"--out {out}: expected a place in the bucket, such as {out}/photos")
 
 
 def make_plan(
@@ -217,7 +251,8 @@ def make_plan(
         limit=config.limit,
         version=version("augmentation-pipeline"),
     )
-    return Plan(job, listing.classes, source, samples, scans, out, listing.ignored)
+    is_published = config.publish or storage.is_object(out)
+    return Plan(job, listing.classes, source, samples, scans, out, listing.ignored, is_published)
 
 
 def refuse_too_many_bad(
@@ -282,7 +317,7 @@ def describe_plan(plan: Plan, n_workers: int) -> str:
     n_bytes, seconds = estimate_bytes(plan)
     workers = max(1, n_workers)
     lines = [
-        f"would write {plan.out}: {plan.n_images:,} images in "
+        f"would write {plan.folder}: {plan.n_images:,} images in "
         f"{sum(s['blocks'] for s in plan.job.splits.values())} shards, about {size(n_bytes)}, "
         f"about {duration(seconds / workers)} on {workers} workers (measured on a few samples)",
         f"policy  {plan.job.policy}",

@@ -18,6 +18,7 @@ from datasets.fingerprint import read_each
 from datasets.formats import FORMATS
 from datasets.manifest import read_manifest
 from datasets.source import check_listing, sample_keys
+from datasets.versions import reading
 from pipeline.library_ops import PREFIX, LibraryStage
 from pipeline.opencv_kernel import augment_batch, prepare
 from pipeline.policy import resolve_policy
@@ -134,6 +135,11 @@ def from_source(
 
 def from_output(folder: Path, split: str, n_samples: int, n_copies: int) -> Sheet:
     """The first samples of the first shards of an output, as they are stored."""
+    with reading(folder) as found:
+        return from_version(found, split, n_samples, n_copies)
+
+
+def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> Sheet:
     manifest = read_manifest(folder)
     if manifest.job.get("network"):
         raise UserError(

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from datasets import images
-from datasets.commit import write_record
+from datasets import images, storage
+from datasets.commit import attempt, has_died, write_record
 from datasets.errors import EnvironmentFailed, ImageError
 from datasets.fingerprint import digest_of
 from datasets.formats import FORMATS
@@ -82,7 +81,7 @@ def write_shard(task: Task) -> Record:
         )
     # An attempt that died has left its file: the inputs are decoded in a process of their own. The
     # file stays until the commit, since that attempt may also be slow and not dead.
-    died = any(task.folder.glob(f".{task.name}.*.tmp"))
+    died = has_died(task.folder, task.name)
     return finished(task.folder, task.name, lambda file: fill_shard(task, file, in_child=died))
 
 
@@ -91,20 +90,13 @@ def finished(folder: Path, name: str, fill: Callable[[BinaryIO], Record]) -> Rec
 
     Raises: EnvironmentFailed if it cannot be written.
     """
-    temporary = folder / f".{name}.{uuid.uuid4().hex}.tmp"
     try:
-        with temporary.open("wb") as file:
-            record = fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(folder / name)
-        write_record(folder, record)
+        with attempt(folder, name):
+            with storage.new_file(folder / name) as file:
+                record = fill(file)
+            write_record(folder, record)
     except OSError as err:
-        temporary.unlink(missing_ok=True)
         raise EnvironmentFailed(disk_message(folder, err)) from err
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     return record
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from datasets import images
+from datasets import images, storage
 from datasets.blocks import blocks_per_group
 from datasets.errors import Damaged, UserError
 from datasets.formats import FORMATS
 from datasets.manifest import Record, damages, read_manifest
 from datasets.source import mix, sample_keys
+from datasets.versions import open_version
 from pipeline.check import read_job
 
 
@@ -29,6 +31,9 @@ class ShardImages:
     def __init__(self, folder: Path, split: str, verify: bool = False) -> None:
         """Raises: UserError if the folder is no committed output, is damaged (sizes and footers are
         looked at, with `verify` every hash), or its images differ in size."""
+        folder, handle = open_version(folder)
+        if handle is not None:
+            weakref.finalize(self, os.close, handle)  # until then nobody removes that version
         manifest = read_manifest(folder)
         self.folder, self.job = folder, read_job(manifest)
         self.reader = FORMATS[self.job.format]
@@ -41,9 +46,10 @@ class ShardImages:
                 f"{folder}: its images have different sizes, and a batch has one; write them again "
                 "with --image-size"
             )
+        sizes = storage.files_below(folder)
         for record in self.records:
             path = folder / record.name
-            if not path.is_file() or path.stat().st_size != record.bytes:
+            if sizes.get(record.name) != record.bytes:
                 raise Damaged(f"{path}: not as it was written; write the output with --overwrite")
         broken = next(iter(damages(folder, manifest)), None) if verify else None
         if broken:
@@ -58,12 +64,12 @@ class ShardImages:
         self.copies = self.job.copies(split)
         self.n_copies, self.n_blocks = max(self.copies), len(self.records)
         tables = [self.first_copy(record) for record in self.records]
-        sizes = [len(names) for names, _ in tables]
+        n_samples = [len(names) for names, _ in tables]
         self.ids = [name for names, _ in tables for name in names]
         self.labels = np.concatenate([labels for _, labels in tables])
         self.keys = sample_keys(self.ids)
-        self.blocks = np.repeat(np.arange(self.n_blocks, dtype=np.uint64), sizes)
-        self.offsets = np.cumsum([0, *sizes])
+        self.blocks = np.repeat(np.arange(self.n_blocks, dtype=np.uint64), n_samples)
+        self.offsets = np.cumsum([0, *n_samples])
         self.n_total = len(self.ids) + sum(len(r.quarantined) for r in self.records)
         if network:
             self.n_total = network["n_total"]

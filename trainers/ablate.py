@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets.commit import write_atomically
 from datasets.errors import UserError
 from datasets.schema import canonical_json
+from datasets.storage import write_atomically
 from pipeline.policy import resolve_policy
 from pipeline.report import Report
 from pipeline.stream import import_tensorflow

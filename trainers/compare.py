@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.commit import hold, write_atomically
+from datasets.commit import hold
 from datasets.errors import EnvironmentFailed, ImageError, OutputError, UserError
 from datasets.folder import readable
 from datasets.schema import canonical_json
+from datasets.storage import write_atomically
 from pipeline.online import open_images
 from pipeline.plan import refuse_nesting
 from pipeline.preview import Tile

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets.commit import write_atomically
 from datasets.errors import UserError
 from datasets.schema import canonical_json
+from datasets.storage import write_atomically
 from pipeline.report import Report
 from pipeline.stream import Images
 from trainers import joint_pictures

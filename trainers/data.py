@@ -13,6 +13,7 @@ import numpy as np
 from datasets.errors import UserError
 from datasets.manifest import read_manifest
 from datasets.source import is_held_out
+from datasets.versions import reading
 from pipeline.online import augmented, open_listing, open_split
 from pipeline.plan import AugmentConfig
 from pipeline.policy import parse_policy, refuse_library_ops, resolve_policy
@@ -165,7 +166,13 @@ def tell_unused(splits: Iterable[str], with_test: bool, report: Report) -> None:
 def open_shards(
     config: DataConfig, report: Report, with_test: bool
 ) -> tuple[Images, Images | None]:
-    folder = config.offline or Path()
+    with reading(config.offline or Path()) as folder:
+        return open_version_of_shards(config, folder, report, with_test)
+
+
+def open_version_of_shards(
+    config: DataConfig, folder: Path, report: Report, with_test: bool
+) -> tuple[Images, Images | None]:
     job = read_manifest(folder).job
     asked = config.augment.policy
     if asked is not None and str(parse_policy(asked)) != job["policy"]:

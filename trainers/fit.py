@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.commit import write_atomically
 from datasets.errors import UserError
+from datasets.storage import write_atomically
 from pipeline.report import Progress, Report
 from pipeline.stream import Stream
 from trainers.config import TrainConfig

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets.commit import write_atomically
+from datasets.storage import write_atomically
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.commit import write_atomically
 from datasets.errors import UserError, first_line
+from datasets.storage import write_atomically
 from pipeline.stream import Images
 from trainers.evaluate import Evaluation
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.commit import write_atomically
 from datasets.errors import Damaged, first_line
+from datasets.storage import write_atomically
 
 
 def variables_of(model: Any, optimizer: Any) -> list[Any]:

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets.commit import hold, write_atomically
+from datasets.commit import hold
 from datasets.errors import EnvironmentFailed, ImageError, OutputError, SourceError, UserError
 from datasets.schema import canonical_json
+from datasets.storage import write_atomically
 from pipeline.job import differences
 from pipeline.report import Report, duration
 from pipeline.stream import import_tensorflow

@@ -1,0 +1,166 @@
+"""Who may write an output in object storage: a lease that expires, where no file lock exists.
+
+Leases are objects `OUT/.lease/00000001`, `00000002`, ... The highest one counts, and taking over an
+old one is creating the next, which one process alone can do. Ages are told by the storage's clock.
+What a lease protects from is doing work twice: what stands in the end is decided by the pointer
+(`datasets.versions`), which two runs cannot both write either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from datasets import storage
+from datasets.errors import EnvironmentFailed, OutputBusy
+
+FOLDER = ".lease"
+EXPIRES_S = 60.0  # after this long without a sign of its holder
+RENEW_S = 15.0
+
+
+def lease_file(out: Path, number: int) -> Path:
+    return out / FOLDER / f"{number:08d}"
+
+
+def me() -> dict[str, Any]:
+    """This process, as others on this machine can tell whether it is still there."""
+    return {
+        "owner": uuid.uuid4().hex,
+        "host": os.uname().nodename,
+        "pid": os.getpid(),
+        "started": start_of(os.getpid()),
+    }
+
+
+def start_of(pid: int) -> str:
+    """When a process began, in the kernel's ticks; "" where it is not there, or a zombie."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]
+    return ""
+
+
+def is_gone(holder: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this machine that has ended since."""
+    here = holder.get("host") == os.uname().nodename
+    return here and start_of(holder["pid"]) != holder["started"]
+
+
+def lease_numbers(out: Path) -> list[int]:
+    """The numbers of the leases on an output, the one that counts last."""
+    return sorted(int(n) for n in storage.files_below(out / FOLDER) if n.isdecimal())
+
+
+def is_free(out: Path, number: int) -> bool:
+    """Whether nobody holds that lease any more."""
+    path = lease_file(out, number)
+    try:
+        if is_gone(json.loads(path.read_bytes())):
+            return True
+        return storage_time(out) - modified(path) > EXPIRES_S
+    except FileNotFoundError:  # given back since
+        return True
+
+
+def storage_time(out: Path) -> float:
+    """Seconds by the storage's clock, which all who write there share."""
+    path = out / FOLDER / f"clock-{uuid.uuid4().hex}"
+    path.write_bytes(b"")
+    try:
+        return modified(path)
+    finally:
+        storage.remove(path)
+
+
+class Lease:
+    """A lease on an output; `check` tells whether it is still held."""
+
+    def __init__(self, out: Path) -> None:
+        """Raises: OutputBusy if somebody else holds it; EnvironmentFailed if the storage fails."""
+        self.out, self.is_lost, self.body = out, False, json.dumps(me()).encode()
+        with storage.failures(out):
+            numbers = lease_numbers(out)
+            last = max(numbers, default=0)
+            if last and not is_free(out, last):
+                raise OutputBusy(busy(out))
+            self.path = lease_file(out, last + 1)
+            if not storage.create(self.path, self.body):
+                raise OutputBusy(busy(out))
+            for number in numbers:
+                storage.remove(lease_file(out, number))
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._renew, daemon=True)
+        self.thread.start()
+
+    def _renew(self) -> None:
+        while not self.over.wait(RENEW_S):
+            with suppress(EnvironmentFailed), storage.failures(self.out):
+                self._renew_once()
+
+    def _renew_once(self) -> None:
+        if self._is_mine():
+            self.path.write_bytes(self.body)
+        else:
+            self.is_lost = True
+            self.over.set()
+
+    def _is_mine(self) -> bool:
+        try:
+            return max(lease_numbers(self.out)) == int(self.path.name) and (
+                self.path.read_bytes() == self.body
+            )
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def check(self) -> None:
+        """Raises: OutputBusy if another run has taken over: this one gave no sign for long."""
+        with storage.failures(self.out):
+            if self.is_lost or not self._is_mine():
+                raise OutputBusy(
+                    f"{self.out}: another run took over while this one stood still; run the same "
+                    "command again if its output is not there"
+                )
+
+    def release(self) -> None:
+        self.over.set()
+        self.thread.join()
+        with suppress(EnvironmentFailed), storage.failures(self.out):
+            if self._is_mine():
+                storage.remove(self.path)
+
+
+def modified(path: Path) -> float:
+    """When an object was written, in seconds by the storage's clock."""
+    return float(storage.file_system(path).modified(storage.key(path)).timestamp())
+
+
+def busy(out: Path) -> str:
+    return (
+        f"{out}: another run is writing it, or was killed on another machine less than "
+        f"{EXPIRES_S:.0f} s ago; wait for that one or choose another --out"
+    )
+
+
+def refuse_if_leased(out: Path) -> None:
+    """Raises: OutputBusy if another process holds it. Changes nothing."""
+    with storage.failures(out):
+        numbers = lease_numbers(out)
+        if numbers and not is_free(out, numbers[-1]):
+            raise OutputBusy(busy(out))
+
+
+@contextmanager
+def leased(out: Path) -> Iterator[Lease]:
+    """Holds `out` until the block ends; expires by itself where the process dies."""
+    lease = Lease(out)
+    try:
+        yield lease
+    finally:
+        lease.release()

@@ -1,0 +1,248 @@
+"""Where data lies: paths of this machine, or objects by URL (s3://, gs://, az://).
+
+A place in object storage is a `upath.UPath`, which does what is asked of a `Path` here: `/`, name,
+parent, open, read_bytes, is_file, stat. What cannot be the same for both is in this file. Where the
+storage is and who may use it comes from the environment, as its own tools have it
+(`AWS_ENDPOINT_URL`, `AWS_PROFILE`, ...): nothing of it is ever in an URL, a log or a manifest.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from datasets.errors import EnvironmentFailed, UserError, first_line
+
+URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://.*", re.S)
+SCHEMES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}  # and the package of each
+LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure")
+READ_AT_ONCE = 64  # objects; each request takes 10 to 100 ms, whatever its size
+
+
+def place(text: str | Path) -> Path:
+    """The path, or the place in object storage of that URL: a `UPath`, typed as what it stands for.
+
+    Raises: UserError if the scheme is not known, its package is missing, or it holds credentials.
+    """
+    match = URL.fullmatch(text) if isinstance(text, str) else None
+    if not match:
+        return Path(text)
+    scheme = match["scheme"]
+    if scheme not in SCHEMES:
+        raise UserError(
+            f"{hide_credentials(str(text))}: {scheme}:// is not known; expected a path, or an URL "
+            f"with {', '.join(f'{known}://' for known in SCHEMES)}"
+        )
+    if urlsplit(str(text)).username is not None:
+        raise UserError(
+            f"{hide_credentials(str(text))}: holds credentials, which would end up in logs; leave "
+            "them out and give them by the environment, as the storage's own tools take them"
+        )
+    try:
+        import_module(SCHEMES[scheme])
+    except ImportError as err:
+        raise UserError(
+            f"{text}: needs the package {SCHEMES[scheme]}; install augmentation-pipeline[{scheme}]"
+        ) from err
+    from upath import UPath
+
+    # Listings are never remembered: other processes write there too.
+    found: Any = UPath(str(text).rstrip("/"), use_listings_cache=False)
+    return found
+
+
+def hide_credentials(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//***@", url)
+
+
+def is_object(path: Path) -> bool:
+    """Whether it is a place in object storage."""
+    return not isinstance(path, Path)
+
+
+def file_system(path: Path) -> Any:
+    """fsspec's, of a place in object storage."""
+    return path.fs  # type: ignore[attr-defined]
+
+
+def key(path: Path) -> str:
+    """How the storage itself calls it: bucket and key, without the scheme."""
+    return path.path.rstrip("/")  # type: ignore[attr-defined]
+
+
+def failure(err: BaseException | None) -> str | None:
+    """What a storage's library says, in one line, where the error is one of its own."""
+    while err is not None:
+        if type(err).__module__.split(".")[0] in LIBRARIES:
+            return hide_credentials(first_line(err)) if isinstance(err, Exception) else None
+        err = err.__cause__
+    return None
+
+
+@contextmanager
+def failures(what: Path | str) -> Iterator[None]:
+    """Raises: EnvironmentFailed where the storage does not answer or does not allow it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as err:
+        told = failure(err)
+        if told is None:
+            raise
+        raise EnvironmentFailed(
+            f"{what}: the storage fails: {told}; look at its address and credentials in the "
+            "environment, and run the same command again"
+        ) from err
+
+
+def create(path: Path, data: bytes) -> bool:
+    """Puts an object where there is none yet; whether it is this one that stands there now.
+
+    It is the only operation on which two runs can meet, and needs a storage that heeds conditions
+    (`If-None-Match`): S3, Google's and Azure's do.
+    """
+    with suppress(FileExistsError):  # perhaps by a first try whose answer was lost
+        file_system(path).pipe_file(key(path), data, mode="create")
+    return path.read_bytes() == data
+
+
+def files_below(folder: Path) -> dict[str, int]:
+    """Relative name -> bytes of every file below the folder, hidden ones included."""
+    if is_object(folder):
+        start = key(folder) + "/"
+        found = file_system(folder).find(start, detail=True).items()
+        return {name.removeprefix(start): int(info["size"]) for name, info in found}
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def entries(folder: Path) -> Iterator[tuple[str, bool]]:
+    """(name, whether it is a folder) of what lies in it, links followed."""
+    if is_object(folder):
+        for info in file_system(folder).ls(key(folder), detail=True):
+            name = info["name"].rstrip("/").rpartition("/")[2]
+            if name and info["name"].rstrip("/") != key(folder):
+                yield name, info["type"] == "directory"
+    else:
+        for entry in os.scandir(folder):
+            yield entry.name, entry.is_dir()
+
+
+def read_each(folder: Path, names: Sequence[str]) -> Iterator[bytes]:
+    """The files of those names below the folder, in their order; objects many at a time.
+
+    Raises: OSError at the turn of one that is not there or must not be read; EnvironmentFailed if
+      the storage fails, which says nothing about that one.
+    """
+    if not is_object(folder):
+        yield from ((folder / name).read_bytes() for name in names)
+        return
+    files = file_system(folder)
+    for start in range(0, len(names), READ_AT_ONCE):
+        paths = [f"{key(folder)}/{name}" for name in names[start : start + READ_AT_ONCE]]
+        found = files.cat(paths, on_error="return")
+        for name, path in zip(names[start : start + READ_AT_ONCE], paths, strict=True):
+            data = found.pop(path)
+            if isinstance(data, FileNotFoundError | PermissionError):
+                why = "no such object" if isinstance(data, FileNotFoundError) else "not allowed"
+                raise type(data)(data.errno or 0, why)
+            if isinstance(data, BaseException):
+                with failures(f"{folder}/{name}"):
+                    raise data
+            yield data
+
+
+def readable(path: Path) -> Any:
+    """What pyarrow reads from: the path, or an open object."""
+    return path.open("rb") if is_object(path) else path
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that stands whole under `path` once the block has ended well, and else not at all.
+
+    Locally under a dotted name beside it that is unique to the attempt, flushed to disk and
+    renamed; an object comes from a temporary file, so that a failed request can be repeated.
+    """
+    if is_object(path):
+        with tempfile.TemporaryFile(prefix="pipeline-") as file:
+            yield file
+            file.seek(0)
+            put(file, path)
+        return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The whole file or none of it."""
+    if is_object(path):
+        with failures(path):
+            path.write_bytes(data)
+        return
+    with new_file(path) as file:
+        file.write(data)
+
+
+def put(file: BinaryIO, path: Path) -> None:
+    """Uploads the whole of an open file, in parts where it is large."""
+    with failures(path):
+        # By the number of its handle, since it has no name that could be left behind.
+        file.flush()
+        file_system(path).put_file(f"/proc/self/fd/{file.fileno()}", key(path))
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it, if it is there."""
+    if is_object(path):
+        with suppress(FileNotFoundError):
+            file_system(path).rm(key(path), recursive=True)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def abort_uploads(folder: Path) -> int:
+    """Ends uploads in parts below the folder that a killed process has left; how many there were.
+    Nobody sees them, but S3 keeps and charges for their parts."""
+    files = file_system(folder)
+    if "s3" not in files.protocol:
+        return 0  # the others let them expire by themselves
+    bucket, prefix, _ = files.split_path(key(folder))
+    try:
+        told = files.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/")
+    except OSError as err:
+        if "NoSuchUpload" in str(err):  # some servers say so of none
+            return 0
+        raise
+    for upload in told.get("Uploads", ()):
+        with suppress(FileNotFoundError):
+            files.call_s3(
+                "abort_multipart_upload",
+                Bucket=bucket,
+                Key=upload["Key"],
+                UploadId=upload["UploadId"],
+            )
+    return len(told.get("Uploads", ()))

@@ -1,0 +1,227 @@
+"""Published outputs: `OUT/<version>/` beside one another, and which of them is the latest.
+
+A version is named by its job, so the same job is the same version. The latest is what `OUT/latest`
+links to; in object storage, where nothing can be renamed, it is what the highest of the pointers
+`OUT/_versions/00000001.json`, `00000002.json`, ... names, each of which is created once and never
+changed. Everything else about a version may be written before, and is nothing without that.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import signal
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+
+from datasets import storage
+from datasets.errors import Damaged, OutputBusy, OutputError
+from datasets.lease import modified
+from datasets.manifest import SUCCESS, is_output
+from datasets.schema import canonical_json
+
+LATEST = "latest"
+POINTERS = "_versions"
+VERSION = re.compile(r"[0-9a-f]{16}")
+# Nobody can tell who reads from object storage: what was replaced stays for this long.
+STAYS_S = 24 * 3600.0
+
+
+def version_name(job_sha256: str) -> str:
+    return job_sha256[:16]
+
+
+def pointers(out: Path) -> dict[int, str]:
+    """Number -> version, in the order in which they were published; of object storage."""
+    found = storage.files_below(out / POINTERS)
+    numbers = sorted(int(name.removesuffix(".json")) for name in found if name.endswith(".json"))
+    versions = {}
+    for number in numbers:
+        path = pointer_file(out, number)
+        try:
+            version = json.loads(path.read_bytes())["version"]
+        except FileNotFoundError:  # removed since it was listed
+            continue
+        except (ValueError, KeyError, TypeError) as err:
+            raise Damaged(
+                f"{path}: names no version; remove it, and the one before counts"
+            ) from err
+        if not isinstance(version, str) or not VERSION.fullmatch(version):
+            raise Damaged(f"{path}: names no version; remove it, and the one before counts")
+        versions[number] = version
+    return versions
+
+
+def pointer_file(out: Path, number: int) -> Path:
+    return out / POINTERS / f"{number:08d}.json"
+
+
+def latest(out: Path) -> str | None:
+    """The version that readers of `out` get; None where nothing was published there."""
+    if storage.is_object(out):
+        known = pointers(out)
+        return known[max(known)] if known else None
+    with suppress(OSError):
+        name = os.readlink(out / LATEST)
+        return name if VERSION.fullmatch(name) else None
+    return None
+
+
+def last_pointer(out: Path) -> int:
+    """The number of the last pointer, 0 where there is none or none is needed."""
+    return max(pointers(out), default=0) if storage.is_object(out) else 0
+
+
+def publish(out: Path, version: str, after: int) -> None:
+    """Makes a committed version the latest one, in one step.
+
+    after: From `last_pointer`, when the run began.
+    Raises: OutputBusy if another run has published since.
+    """
+    if latest(out) == version:
+        return
+    if storage.is_object(out):
+        body = {"version": version, "run": uuid.uuid4().hex}
+        if not storage.create(pointer_file(out, after + 1), canonical_json(body).encode()):
+            raise OutputBusy(
+                f"{out}: another run has published there meanwhile; run the same command again"
+            )
+        return
+    os.utime(out / version / SUCCESS)  # the order of publishing, which `prune` goes by
+    temporary = out / f".{LATEST}.{uuid.uuid4().hex}.tmp"
+    temporary.symlink_to(version)
+    temporary.rename(out / LATEST)
+
+
+def refuse_others(out: Path) -> None:
+    """Raises: OutputError if something lies at `out` that was not published there."""
+    if not storage.is_object(out) and not out.exists():
+        return
+    if not storage.is_object(out) and not out.is_dir():
+        raise OutputError(f"{out}: is a file; choose another --out")
+    for name, is_folder in storage.entries(out):
+        known = name in (LATEST, POINTERS) or name.startswith(".")
+        if not known and not (is_folder and VERSION.fullmatch(name)):
+            what = "an output that was not published" if is_output(out) else f"{name!r}"
+            raise OutputError(
+                f"{out}: holds {what}; published versions need a folder of their own: choose "
+                "another --out"
+            )
+
+
+def versions(out: Path) -> list[str]:
+    """Committed versions, the last published first."""
+    if storage.is_object(out):
+        return list(dict.fromkeys(reversed(pointers(out).values())))
+    found = [
+        (path.stat().st_mtime_ns, path.parent.name)
+        for path in out.glob(f"*/{SUCCESS}")
+        if VERSION.fullmatch(path.parent.name) and not path.parent.is_symlink()
+    ]
+    return [name for _, name in sorted(found, reverse=True)]
+
+
+def prune(out: Path, keep: int) -> Iterator[tuple[str, bool]]:
+    """(version, whether it was removed) of all but the last `keep` ones; one that is being read
+    stays. In object storage, where no reader can be seen, it stays for a day."""
+    if storage.is_object(out):
+        yield from prune_objects(out, keep)
+        return
+    for leftover in out.glob(".*.removed"):
+        storage.remove(leftover)
+    current = latest(out)
+    others = [version for version in versions(out) if version != current]
+    for version in others[keep - 1 :]:
+        folder = out / version
+        if is_read(folder):
+            yield version, False
+            continue
+        gone = out / f".{version}.removed"
+        folder.rename(gone)  # nobody finds half of it
+        storage.remove(gone)
+        yield version, True
+
+
+def prune_objects(out: Path, keep: int) -> Iterator[tuple[str, bool]]:
+    known = pointers(out)
+    numbers = sorted(known)
+    kept = set(versions(out)[:keep])
+    now = modified(pointer_file(out, numbers[-1])) if numbers else 0.0
+    for number, successor in pairwise(numbers):
+        version = known[number]
+        if version in kept:
+            continue
+        if now - modified(pointer_file(out, successor)) < STAYS_S:
+            yield version, False
+            continue
+        storage.remove(pointer_file(out, number))
+        if version not in (known[n] for n in numbers if n > number):
+            storage.remove(out / version)
+            yield version, True
+
+
+def is_read(folder: Path) -> bool:
+    """Whether a process has opened the version: one of ours by a shared lock, any other by an open
+    file, of which Linux tells those who ask for a lease."""
+    handle = os.open(folder / SUCCESS, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return any(is_open(path) for path in folder.iterdir() if path.is_file())
+
+
+def is_open(path: Path) -> bool:
+    """Whether any process has the file open; False where the file system cannot tell."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        # Who opens it in this moment waits, and the signal about that must not end this process.
+        fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as err:
+        return err.errno == errno.EAGAIN
+    finally:
+        os.close(handle)
+    return False
+
+
+def open_version(folder: Path) -> tuple[Path, int | None]:
+    """The output to read at `folder`: itself, or the latest version that was published there, and
+    a handle that keeps a version in its place until it is closed."""
+    while True:
+        version = latest(folder)
+        found = folder if version is None else folder / version
+        if storage.is_object(found):
+            return found, None
+        try:
+            handle = os.open(found / SUCCESS, os.O_RDONLY)
+        except OSError:
+            if latest(folder) == version:
+                return found, None  # for `read_manifest` to complain of
+            continue
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), (found / SUCCESS).stat()):
+                return found, handle
+        os.close(handle)  # removed in that moment
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[Path]:
+    """The output to read at `folder`, which stays whole until the block ends."""
+    with storage.failures(folder):
+        found, handle = open_version(folder)
+        try:
+            yield found
+        finally:
+            if handle is not None:
+                os.close(handle)
