@@ -13,7 +13,7 @@ import numpy as np
 from datasets.errors import SourceError
 from datasets.images import SUFFIXES
 from datasets.shard_files import find_shards
-from datasets.source import Listing, Samples, is_held_out, read_file
+from datasets.source import Listing, Samples, file_stamp, is_held_out, read_file
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
@@ -149,6 +149,9 @@ class Folder:
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
         return (read_file(self.root / ref) for ref in refs)
+
+    def stamps(self, refs: Sequence[str]) -> list[str | None]:
+        return [file_stamp(os.path.join(self.root, ref)) for ref in refs]
 
 
 def is_image(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from datasets.errors import SourceError
 from datasets.folder import source_name, split_by_hash
 from datasets.labels import as_name, is_missing
-from datasets.source import Listing, Samples, read_file
+from datasets.source import Listing, Samples, file_stamp, read_file
 
 PATH = ("path", "image", "file", "file_name", "filename")
 LABEL = ("label", "class")
@@ -94,3 +95,6 @@ class ListFile:
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
         return (read_file(self.file.parent / ref) for ref in refs)
+
+    def stamps(self, refs: Sequence[str]) -> list[str | None]:
+        return [file_stamp(os.path.join(self.file.parent, ref)) for ref in refs]

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,10 @@ from datasets.commit import (
     write_atomically,
 )
 from datasets.errors import EnvironmentFailed, OutputError
+from datasets.index import index_path, stale_indexes, write_index
 from datasets.manifest import Manifest, Record, read_manifest
 from datasets.schema import canonical_json
+from pipeline.base import Base, has_sidecars, is_successor
 from pipeline.job import Job, differences, probe, versions
 from pipeline.plan import (
     AugmentConfig,
@@ -53,6 +55,8 @@ from pipeline.workers import run, start
 if TYPE_CHECKING:
     from distributed import Client
 
+    from pipeline.carry import Made
+
 DISK_MARGIN = 1.05
 
 
@@ -70,6 +74,8 @@ class Summary:
     quarantined: list[tuple[str, str]]
     seconds: dict[str, float]
     was_done: bool = False
+    n_kept: int = 0  # shards of the output that it replaces, as they were
+    n_carried: int = 0  # rows of it, in other shards
 
 
 def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
@@ -87,10 +93,26 @@ def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
     if manifest.job_sha256 == plan.job_sha256:
         return manifest
     changed = differences(manifest.job, json.loads(canonical_json(asdict(plan.job))))
+    cost = ", which makes only what changed anew" if is_successor(plan.job, manifest) else ""
     raise OutputError(
         f"{out}: holds the output of another job ({changed}); choose another --out, or replace it "
-        "with --overwrite"
+        f"with --overwrite{cost}"
     )
+
+
+def find_base(plan: Plan, overwrite: bool, report: Report) -> Base | None:
+    """The output from which this run takes over what is unchanged; None: all is made anew."""
+    base = plan.base
+    if base is None or not overwrite or not is_successor(plan.job, base.manifest):
+        return None
+    if base.entries and has_sidecars(base.folder, base.manifest):
+        return base
+    report.say(
+        f"{base.folder}: all of it is made anew, since its index "
+        f"({index_path(base.folder, base.manifest.job_sha256)}) is not there or not whole",
+        event="no_index",
+    )
+    return None
 
 
 def dry_run(config: AugmentConfig, report: Report) -> str:
@@ -133,10 +155,10 @@ def prepare_partial(out: Path, job: Job) -> None:
         )
 
 
-def check_disk(plan: Plan, done: dict[str, Record]) -> None:
-    """Raises: EnvironmentFailed if the rest of the output will not fit on the disk."""
-    rows_done = sum(record.rows for record in done.values())
-    left = 1 - rows_done / max(1, plan.n_images)
+def check_disk(plan: Plan, tasks: list[Task]) -> None:
+    """Raises: EnvironmentFailed if what these tasks write will not fit on the disk."""
+    new = [task for task in tasks if not (task.carried and task.carried.is_whole)]
+    left = sum(map(n_images, new)) / max(1, plan.n_images)
     free = shutil.disk_usage(plan.out.parent).free
     if plan.n_images * left * largest_bytes(plan) * 2 < free:
         return  # it fits however it is encoded, so that nothing need be measured
@@ -191,6 +213,8 @@ def write(
         if finished is not None:
             if replaced_folder(partial).exists():  # a crash just before the end
                 shutil.rmtree(replaced_folder(partial))
+            if not is_indexed(plan):
+                save_index(plan, report)
             return summarize(plan, finished.shards, (), {}, was_done=True)
         for other in partial_folders(plan.out):
             if other not in (partial, replaced_folder(partial)):
@@ -200,12 +224,15 @@ def write(
                     event="stale",
                 )
         if is_sealed(partial):
+            save_index(plan, report)
             commit(partial, plan.out, config.overwrite)
+            remove_indexes(plan)
             return summarize(plan, read_manifest(plan.out).shards, (), {}, was_done=False)
         done = read_records(partial)
-        check_disk(plan, done)
+        tasks = plan.tasks(find_base(plan, config.overwrite, report))
+        tasks = [task for task in tasks if task.name not in done]
+        check_disk(plan, tasks)
         prepare_partial(plan.out, plan.job)
-        tasks = [task for task in plan.tasks() if task.name not in done]
         planned = time.monotonic()
         if done:
             report.say(
@@ -213,9 +240,9 @@ def write(
                 event="resume",
                 shards_done=len(done),
             )
-        records, first = run_tasks(config, tasks, client, report)
+        made, first = run_tasks(config, tasks, client, report)
         worked = time.monotonic()
-        shards = sorted([*done.values(), *records], key=lambda r: r.name)
+        shards = sorted([*done.values(), *(m.record for m in made)], key=lambda r: r.name)
         refuse_too_many_bad(
             [item for record in shards for item in record.quarantined],
             sum(len(part) for part in plan.samples.values()),
@@ -223,16 +250,49 @@ def write(
             "nothing was committed; mend or remove them, or run again with a higher --max-bad "
             "(finished shards are kept)",
         )
+        save_index(plan, report)
         finish(plan.out, plan.job, plan.classes, shards, config.overwrite)
+        remove_indexes(plan)
         seconds = {
             "plan": planned - started,
             "start_up": first - planned,
             "work": worked - first,
             "commit": time.monotonic() - worked,
         }
-        summary = summarize(plan, shards, done, seconds, was_done=False)
+        summary = replace(
+            summarize(plan, shards, done, seconds, was_done=False),
+            n_kept=sum(m.is_kept for m in made),
+            n_carried=sum(m.n_carried for m in made),
+            n_written=sum(m.record.rows - m.n_carried for m in made if not m.is_kept),
+        )
         append_history(plan, summary, report)
         return summary
+
+
+def is_indexed(plan: Plan) -> bool:
+    """Whether the index of the output in its place says of every sample what the plan does."""
+    known = plan.base.entries if plan.base else {}
+    return all(
+        name in known and known[name].stamp == stamp
+        for split, part in plan.samples.items()
+        for name, stamp in zip(part.ids, plan.scans[split].stamps, strict=True)
+    )
+
+
+def save_index(plan: Plan, report: Report) -> None:
+    """Writes the index of the plan's output. It comes before the output: an output without one
+    would be made anew next time, an index without its output is passed over."""
+    try:
+        write_index(plan.out, plan.job_sha256, plan.samples, plan.scans)
+    except OSError as err:  # the output matters more
+        path = index_path(plan.out, plan.job_sha256)
+        report.say(f"{path}: cannot be written ({err.strerror})", event="warning")
+
+
+def remove_indexes(plan: Plan) -> None:
+    """Removes the indexes of what stood in the place of the output."""
+    for path in stale_indexes(plan.out, plan.job_sha256):
+        path.unlink(missing_ok=True)
 
 
 def run_tasks(
@@ -240,25 +300,30 @@ def run_tasks(
     tasks: list[Task],
     client: Callable[[], Client] | None,
     report: Report,
-) -> tuple[list[Record], float]:
-    """The records of all tasks, and when the first one was started (monotonic seconds)."""
-    from pipeline.shard import write_shard
+) -> tuple[list[Made], float]:
+    """How each shard was made, and when the first task was started (monotonic seconds)."""
+    from pipeline.carry import make_shard
 
-    records: list[Record] = []
+    done: list[Made] = []
     started: list[float] = []
     with report.progress(sum(map(n_images, tasks)), "augmenting") as progress:
         sizes = {task.name: n_images(task) for task in tasks}
-        for record in run(
-            write_shard,
+        for made in run(
+            make_shard,
             tasks,
             config.workers,
             config.scheduler,
             client,
             on_ready=lambda: started.append(time.monotonic()),
         ):
-            records.append(record)
-            progress.advance(sizes[record.name])
-    return records, started[0] if started else time.monotonic()
+            if made.damage and not any(before.damage for before in done):
+                report.say(
+                    f"{made.damage}; what it holds is made anew, like others that may be damaged",
+                    event="damaged",
+                )
+            done.append(made)
+            progress.advance(sizes[made.record.name])
+    return done, started[0] if started else time.monotonic()
 
 
 def finish(
@@ -327,6 +392,8 @@ def append_history(plan: Plan, summary: Summary, report: Report) -> None:
         "bytes": summary.n_bytes,
         "shards": summary.n_shards,
         "reused_shards": summary.n_reused,
+        "kept_shards": summary.n_kept,
+        "carried_rows": summary.n_carried,
         "quarantined": len(summary.quarantined),
         "ignored": list(plan.ignored),
         "seconds": {k: round(v, 3) for k, v in summary.seconds.items()},

@@ -18,6 +18,7 @@ from datasets.commit import partial_folder
 from datasets.errors import NotCommitted, SourceError, UserError
 from datasets.fingerprint import Scan, fingerprint, scan
 from datasets.source import Listing, Samples, Source, check_listing
+from pipeline.base import Base, read_base
 from pipeline.job import Job, probe
 from pipeline.library_ops import try_out
 from pipeline.policy import resolve_policy
@@ -95,6 +96,7 @@ class Plan:
     scans: dict[str, Scan]
     out: Path
     ignored: tuple[str, ...]
+    base: Base | None = None  # the output that stood in its place
 
     @cached_property
     def job_sha256(self) -> str:
@@ -108,9 +110,11 @@ class Plan:
     def n_images(self) -> int:
         return sum(len(s) * len(self.job.copies(split)) for split, s in self.samples.items())
 
-    def tasks(self) -> list[Task]:
+    def tasks(self, base: Base | None = None) -> list[Task]:
+        """Those with most to do first; they take over from the base what they can."""
         tasks = plan_tasks(
-            self.job, self.classes, self.source, self.samples, self.scans, self.partial, probe()
+            *(self.job, self.classes, self.source, self.samples, self.scans),
+            *(self.partial, probe(), base),
         )
         return sorted(tasks, key=n_images, reverse=True)
 
@@ -170,7 +174,8 @@ def refuse_nesting(out: Path, dataset: str) -> None:
 def make_plan(
     config: AugmentConfig, report: Report, on_listed: Callable[[int], None] = lambda n: None
 ) -> Plan:
-    """Reads the source once (every byte is hashed) and fixes all that the output depends on.
+    """Reads the source once (every byte is hashed, but of files that are known to be what they
+    were when `out` was written) and fixes all that the output depends on.
 
     on_listed: Told how many samples there are, before they are read.
     Raises: UserError for anything in the configuration or the source that cannot work.
@@ -183,9 +188,11 @@ def make_plan(
     samples = choose_samples(listing, copies, config.limit)
     n_samples = sum(map(len, samples.values()))
     on_listed(n_samples)
+    base = read_base(out)
+    known = base.entries if base else {}
     with report.progress(n_samples, "reading") as progress:
         scans = {
-            split: scan(source, part, lambda: progress.advance(1))
+            split: scan(source, part, lambda: progress.advance(1), known)
             for split, part in samples.items()
         }
     if not any(scanned.shapes.any() for scanned in scans.values()):
@@ -217,7 +224,7 @@ def make_plan(
         limit=config.limit,
         version=version("augmentation-pipeline"),
     )
-    return Plan(job, listing.classes, source, samples, scans, out, listing.ignored)
+    return Plan(job, listing.classes, source, samples, scans, out, listing.ignored, base)
 
 
 def refuse_too_many_bad(
@@ -266,15 +273,7 @@ def excerpt(task: Task, positions: np.ndarray) -> Task:
     """The task of the samples at these positions, and of the first two copies."""
     split = task.job.splits[task.split]
     fewer = {**task.job.splits, task.split: {**split, "copies": min(2, split["copies"])}}
-    return replace(
-        task,
-        job=replace(task.job, splits=fewer),
-        samples=task.samples.take(positions),
-        digests=[task.digests[i] for i in positions.tolist()],
-        unreadable={
-            n: task.unreadable[i] for n, i in enumerate(positions.tolist()) if i in task.unreadable
-        },
-    )
+    return replace(task.take(positions), job=replace(task.job, splits=fewer))
 
 
 def describe_plan(plan: Plan, n_workers: int) -> str:

@@ -1,0 +1,121 @@
+"""What an output was made of, sample by sample: a file beside it, for the run that comes next.
+
+`.NAME.index-HASH.parquet` belongs to the output NAME of the job HASH. It is an aid: where it is
+missing, damaged or of something else, everything is read and made anew, to the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets.fingerprint import Scan
+from datasets.source import Samples
+
+INDEX = re.compile(r"\.(?P<out>.+)\.index-(?P<job>[0-9a-f]{16})\.(parquet|tmp)", re.S)
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("label", pa.int64()),
+        pa.field("digest", pa.binary()),
+        pa.field("box", pa.list_(pa.int32())),
+        pa.field("shape", pa.list_(pa.int32())),
+        pa.field("error", pa.string()),
+        pa.field("stamp", pa.string()),
+    ]
+)
+JOB, READERS = b"job_sha256", b"readers"
+
+
+class Entry(NamedTuple):
+    """One sample as it was; the fields are those of `Samples` and `Scan`."""
+
+    split: str
+    label: int
+    digest: bytes
+    box: list[int] | None
+    shape: list[int]
+    error: str | None
+    stamp: str | None
+
+
+def index_path(out: Path, job_sha256: str) -> Path:
+    return out.with_name(f".{out.name}.index-{job_sha256[:16]}.parquet")
+
+
+def readers() -> str:
+    """What sizes and errors of headers depend on, beside the files."""
+    return " ".join(f"{name} {version(name)}" for name in ("augmentation-pipeline", "pillow"))
+
+
+def write_index(
+    out: Path, job_sha256: str, samples: Mapping[str, Samples], scans: Mapping[str, Scan]
+) -> None:
+    """Writes the index of the output of that job, whole or not at all. Who holds `out` may.
+
+    Raises: OSError if it cannot be written.
+    """
+    tables = [to_table(split, part, scans[split]) for split, part in samples.items()]
+    named = {JOB: job_sha256.encode(), READERS: readers().encode()}
+    table = pa.concat_tables(tables).replace_schema_metadata(named)
+    path = index_path(out, job_sha256)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def to_table(split: str, samples: Samples, scan: Scan) -> pa.Table:
+    n = len(samples)
+    boxes = [None] * n if samples.boxes is None else samples.boxes.tolist()
+    columns = [
+        samples.ids,
+        [split] * n,
+        samples.labels,
+        scan.digests,
+        boxes,
+        scan.shapes.tolist(),
+        [scan.errors.get(i) for i in range(n)],
+        # A file that could not be read may be readable tomorrow, without any change to it.
+        [
+            stamp if digest else None
+            for stamp, digest in zip(scan.stamps, scan.digests, strict=True)
+        ],
+    ]
+    arrays = [pa.array(c, field.type) for c, field in zip(columns, SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def read_index(out: Path, job_sha256: str) -> dict[str, Entry]:
+    """Sample id -> how it was when the output of that job was made; {} where there is no whole
+    index of just that."""
+    try:
+        table = pq.read_table(
+            index_path(out, job_sha256), partitioning=None, page_checksum_verification=True
+        )
+        found = table.schema.metadata or {}
+        if (found[JOB], found[READERS]) != (job_sha256.encode(), readers().encode()):
+            return {}
+        ids, *columns = (table[name].to_pylist() for name in SCHEMA.names)
+    except (OSError, pa.ArrowException, KeyError, ValueError):
+        return {}
+    return dict(zip(ids, map(Entry, *columns), strict=True))
+
+
+def stale_indexes(out: Path, job_sha256: str | None) -> list[Path]:
+    """Indexes beside `out` that are not that of the job's output, and unfinished ones."""
+    if not out.parent.is_dir():
+        return []
+    kept = job_sha256 and index_path(out, job_sha256).name
+    found = ((INDEX.fullmatch(path.name), path) for path in out.parent.iterdir())
+    return [p for match, p in found if match and match["out"] == out.name and p.name != kept]
