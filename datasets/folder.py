@@ -143,15 +143,17 @@ class Folder:
             visited.add((status.st_dev, status.st_ino))
             # Sorted, so that of two links to one folder it is always the same that is followed.
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            below = os.path.relpath(path, self.root)
             for name in names:
                 if not name.startswith("."):
-                    yield os.path.relpath(os.path.join(path, name), self.root)
+                    yield os.path.join(below, name)
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
         return (read_file(self.root / ref) for ref in refs)
 
     def stamps(self, refs: Sequence[str]) -> list[str | None]:
-        return [file_stamp(os.path.join(self.root, ref)) for ref in refs]
+        root = os.fspath(self.root)
+        return [file_stamp(os.path.join(root, ref)) for ref in refs]
 
 
 def is_image(name: str) -> bool:

@@ -16,7 +16,9 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datasets.errors import UserError
 from datasets.fingerprint import Scan
+from datasets.manifest import read_manifest
 from datasets.source import Samples
 
 INDEX = re.compile(r"\.(?P<out>.+)\.index-(?P<job>[0-9a-f]{16})\.(parquet|tmp)", re.S)
@@ -100,9 +102,9 @@ def read_index(out: Path, job_sha256: str) -> dict[str, Entry]:
     """Sample id -> how it was when the output of that job was made; {} where there is no whole
     index of just that."""
     try:
-        table = pq.read_table(
-            index_path(out, job_sha256), partitioning=None, page_checksum_verification=True
-        )
+        path = index_path(out, job_sha256)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
         found = table.schema.metadata or {}
         if (found[JOB], found[READERS]) != (job_sha256.encode(), readers().encode()):
             return {}
@@ -112,10 +114,13 @@ def read_index(out: Path, job_sha256: str) -> dict[str, Entry]:
     return dict(zip(ids, map(Entry, *columns), strict=True))
 
 
-def stale_indexes(out: Path, job_sha256: str | None) -> list[Path]:
-    """Indexes beside `out` that are not that of the job's output, and unfinished ones."""
+def stale_indexes(out: Path) -> list[Path]:
+    """Indexes beside `out` of other outputs than the one that stands there, and unfinished ones."""
     if not out.parent.is_dir():
         return []
-    kept = job_sha256 and index_path(out, job_sha256).name
+    try:
+        kept = index_path(out, read_manifest(out).job_sha256)
+    except UserError:
+        kept = None
     found = ((INDEX.fullmatch(path.name), path) for path in out.parent.iterdir())
-    return [p for match, p in found if match and match["out"] == out.name and p.name != kept]
+    return [p for match, p in found if match and match["out"] == out.name and p != kept]

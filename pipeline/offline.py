@@ -126,7 +126,21 @@ def dry_run(config: AugmentConfig, report: Report) -> str:
             return f"{plan.out}: this job was done before; nothing to do"
     except OutputError as err:
         return f"{describe_plan(plan, config.workers)}\nbut not there: {err}"
-    return describe_plan(plan, config.workers)
+    text = describe_plan(plan, config.workers)
+    base = find_base(plan, config.overwrite, report)
+    return f"{text}\n{describe_base(plan, base)}" if base else text
+
+
+def describe_base(plan: Plan, base: Base) -> str:
+    """What would be taken over, in a line."""
+    taken = [(task, task.carried) for task in plan.tasks(base) if task.carried]
+    n_whole = sum(carried.is_whole for _, carried in taken)
+    n_rows = sum(
+        int((carried.origins >= 0).sum()) * len(plan.job.copies(task.split))
+        for task, carried in taken
+        if not carried.is_whole
+    )
+    return f"kept    {n_whole} shards as they are and {n_rows:,} images of others"
 
 
 def prepare_partial(out: Path, job: Job) -> None:
@@ -291,7 +305,7 @@ def save_index(plan: Plan, report: Report) -> None:
 
 def remove_indexes(plan: Plan) -> None:
     """Removes the indexes of what stood in the place of the output."""
-    for path in stale_indexes(plan.out, plan.job_sha256):
+    for path in stale_indexes(plan.out):
         path.unlink(missing_ok=True)
 
 
