@@ -9,7 +9,7 @@ A run works in a hidden sibling of OUT, `.NAME.partial-HASH`:
     _SUCCESS                       empty, last
 
 Commit is the rename of that folder to OUT. What it replaces waits as `.NAME.replaced-HASH` until
-the new one stands.
+the new one stands. The index of OUT (see `datasets.index`) is written before; others go after it.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from datasets.schema import canonical_json
 from datasets.source import Samples, sample_keys
 from pipeline.job import Job, probe, versions
 
+MAX_SHARDS = 64  # that one takes over from, since all are open at a time
 MAY_DIFFER = ("source", "splits", "block_samples")  # no row depends on them
 
 
@@ -115,7 +116,7 @@ def plan_carried(
             and len(positions) == sizes[old_blocks[0]]
         )
         origins = np.where(same[positions] & ~unusable[positions], index, -1)
-        if not whole and (origins < 0).all():
+        if not whole and ((origins < 0).all() or len(old_blocks) > MAX_SHARDS):
             yield None
             continue
         shards = [records[named(job["dataset"], split, b, n_old)] for b in old_blocks.tolist()]

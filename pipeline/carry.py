@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from datasets.commit import write_record
-from datasets.errors import Damaged
+from datasets.errors import Damaged, EnvironmentFailed
 from datasets.formats import FORMATS
 from datasets.manifest import Record, sha256_file
 from datasets.schema import Rows
@@ -25,6 +25,7 @@ from pipeline.shard import (
     augmented,
     batch_samples,
     decode_block,
+    disk_message,
     finished,
     write_rows,
     write_shard,
@@ -93,9 +94,12 @@ def keep_shard(task: Task, carried: Carried) -> Record:
             return new
 
         return finished(task.folder, task.name, fill)
-    temporary.rename(task.folder / task.name)
-    temporary.unlink(missing_ok=True)  # to another name of the same file, a rename does nothing
-    write_record(task.folder, new)
+    try:
+        temporary.rename(task.folder / task.name)
+        temporary.unlink(missing_ok=True)  # to another name of the same file, a rename does nothing
+        write_record(task.folder, new)
+    except OSError as err:
+        raise EnvironmentFailed(disk_message(task.folder, err)) from err
     return new
 
 
