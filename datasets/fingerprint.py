@@ -24,7 +24,7 @@ class Scan:
     digests: sha256 of the bytes or pixels of each sample, b"" where it could not be read.
     shapes: (n, 3) int32 height, width, channels after the crop to its box; 0 where unusable.
     errors: Position -> reason, for samples whose file or header cannot be used.
-    stamps: Of each sample, as `Stamped` gives them; None where there is none.
+    stamps: Of each sample, as `Stamped` gives them; None where there is none, or it was unreadable.
     """
 
     digests: list[bytes]
@@ -61,6 +61,7 @@ def scan(
         on_sample()
         if isinstance(data, OSError):
             found.errors[i] = f"cannot be read: {data.strerror or data}"
+            stamps[i] = None  # it may be readable tomorrow, without any change to it
             continue
         found.digests[i] = digest_of(data)
         try:

@@ -88,11 +88,7 @@ def to_table(split: str, samples: Samples, scan: Scan) -> pa.Table:
         boxes,
         scan.shapes.tolist(),
         [scan.errors.get(i) for i in range(n)],
-        # A file that could not be read may be readable tomorrow, without any change to it.
-        [
-            stamp if digest else None
-            for stamp, digest in zip(scan.stamps, scan.digests, strict=True)
-        ],
+        scan.stamps,
     ]
     arrays = [pa.array(c, field.type) for c, field in zip(columns, SCHEMA, strict=True)]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)

@@ -183,7 +183,7 @@ def test_after_an_edit_the_bytes_are_those_of_a_run_from_nothing(edited: Photos,
 
 
 @pytest.mark.parametrize("job", JOBS)
-@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(sorted(EDITS)), min_size=1, max_size=4, unique=True))
 def test_any_edits_in_turn_give_the_bytes_of_a_run_from_nothing(
     tmp_path_factory: pytest.TempPathFactory, job: str, edits: list[str]
