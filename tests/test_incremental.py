@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -16,9 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from datasets.commit import RECORDS, read_records
 from datasets.source import file_stamp
+from pipeline.carry import make_shard
 from pipeline.offline import Summary, materialize
-from pipeline.plan import AugmentConfig
+from pipeline.plan import AugmentConfig, make_plan
 from pipeline.report import Report
 from tests.running import leftovers, run, run_killed, run_script, tree_hash, write_photos
 
@@ -81,15 +84,14 @@ def some_photos(folder: Path) -> Photos:
     return photos
 
 
+def config_of(photos: Photos, out: Path, **options: object) -> AugmentConfig:
+    usual = {"copies": 2, "block_samples": 8, "workers": 0, "max_bad": 0.5}
+    return AugmentConfig(str(photos.save()), photos.folder, out, **(usual | options))  # type: ignore[arg-type]
+
+
 def write(photos: Photos, out: Path, report: Report = QUIET, **options: object) -> Summary:
     """One run in this process."""
-    config = AugmentConfig(
-        str(photos.save()),
-        photos.folder,
-        out,
-        **{"copies": 2, "block_samples": 8, "workers": 0, "max_bad": 0.5, **options},  # type: ignore[arg-type]
-    )
-    return materialize(config, report)
+    return materialize(config_of(photos, out, **options), report)
 
 
 def check(photos: Photos, out: Path, report: Report = QUIET, **options: object) -> Summary:
@@ -241,6 +243,19 @@ def test_an_earlier_shard_that_is_damaged_or_gone_is_made_anew_and_told_once(
     assert tree_hash(out) == tree_hash(out.with_name("whole"))
 
 
+def test_a_shard_is_copied_where_it_cannot_be_linked(edited: Photos) -> None:
+    plan = make_plan(config_of(edited, edited.folder.parent / "out", overwrite=True), QUIET)
+    task = next(task for task in plan.tasks(plan.base) if task.carried and task.carried.is_whole)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        if Path(folder).stat().st_dev == plan.out.stat().st_dev:
+            pytest.skip("no other file system")
+        (Path(folder) / RECORDS).mkdir()
+        made = make_shard(replace(task, folder=Path(folder)))
+        assert made.is_kept
+        assert (Path(folder) / task.name).read_bytes() == (plan.out / task.name).read_bytes()
+        assert read_records(Path(folder)) == {task.name: made.record}
+
+
 @pytest.mark.parametrize("how", ["missing", "damaged", "cut", "of another output"])
 def test_without_a_whole_index_all_is_made_anew_and_told(
     edited: Photos, how: str, capsys: pytest.CaptureFixture[str]
@@ -322,8 +337,15 @@ def test_the_refusal_says_what_overwrite_costs(edited: Photos) -> None:
     assert "shards as they are and" in plan
 
 
-STEPS = ("link shard", "rename record", "commit", "remove index")
-MORE_STEPS = ("rename shard", "rename index", "rename manifest", "move old aside", "remove old")
+STEPS = ("link shard", "commit", "remove index")
+MORE_STEPS = (
+    "rename record",
+    "rename shard",
+    "rename index",
+    "rename manifest",
+    "move old aside",
+    "remove old",
+)
 
 
 @pytest.mark.parametrize(
