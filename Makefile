@@ -32,6 +32,7 @@ bench: $(VENV)/dev $(PEERS)/installed
 	$(RUN)python benchmarks/online.py $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA)) $(if $(PIPELINE_PHOTOS),--photos $(PIPELINE_PHOTOS))
 	$(RUN)python benchmarks/online_memory.py $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA))
 	$(RUN)python benchmarks/features.py $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA)) $(if $(PIPELINE_WEIGHTS),--weights $(PIPELINE_WEIGHTS))
+	$(RUN)python benchmarks/incremental.py $(if $(PIPELINE_PHOTOS),--photos $(PIPELINE_PHOTOS))
 	$(RUN)python benchmarks/memory.py $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA))
 
 clean:

@@ -9,7 +9,7 @@ A run works in a hidden sibling of OUT, `.NAME.partial-HASH`:
     _SUCCESS                       empty, last
 
 Commit is the rename of that folder to OUT. What it replaces waits as `.NAME.replaced-HASH` until
-the new one stands.
+the new one stands. The index of OUT (see `datasets.index`) is written before; others go after it.
 
 In object storage nothing can be renamed: a run works in `OUT/VERSION` itself, where nobody looks
 until a pointer says so (`datasets.versions`).
@@ -30,6 +30,7 @@ from pathlib import Path
 
 from datasets import storage
 from datasets.errors import EnvironmentFailed, OutputBusy, OutputError
+from datasets.index import INDEX, stale_indexes
 from datasets.lease import leased, refuse_if_leased
 from datasets.manifest import (
     MANIFEST,
@@ -248,8 +249,8 @@ def commit(partial: Path, out: Path, overwrite: bool) -> None:
 
 def clean(folder: Path) -> Iterator[str]:
     """Removes what unfinished runs left below `folder`, or beside it where it is an output itself,
-    and yields a line about each. An output that was being replaced is put back, or the new one
-    that was ready takes its place.
+    and indexes without their output, and yields a line about each. An output that was being
+    replaced is put back, or the new one that was ready takes its place.
 
     Raises: OutputBusy, at the end, if some were left since a run is writing there.
     """
@@ -269,8 +270,19 @@ def clean(folder: Path) -> Iterator[str]:
                     yield clean_one(path, out, partial_folder(out, found["job"]))
         except OutputBusy as err:
             busy.append(str(err))
+    # Last, since an index is of use or not by what stands in the output's place.
+    below = ((INDEX.fullmatch(p.name), p.absolute()) for p in folder.rglob(".*"))
+    outs = {folder.absolute(), *(p.with_name(match["out"]) for match, p in below if match)}
+    for out in sorted(out for out in outs if stale_indexes(out)):
+        try:
+            with hold(out):
+                for path in stale_indexes(out):
+                    path.unlink()
+                    yield f"removed {path}"
+        except OutputBusy as err:
+            busy.append(str(err))
     if busy:
-        raise OutputBusy("; ".join(busy))
+        raise OutputBusy("; ".join(dict.fromkeys(busy)))
 
 
 def clean_one(path: Path, out: Path, partial: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from datasets.download import extract, fetch
 from datasets.errors import SourceError
-from datasets.source import Listing, Samples, read_file
+from datasets.source import Listing, Samples, file_stamp, read_file
 
 URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 MD5 = "97eceeb196236b17998738112f37df78"
@@ -103,6 +104,10 @@ class Cub200:
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
         folder = self.folder / "images"
         return (read_file(folder / ref) for ref in refs)
+
+    def stamps(self, refs: Sequence[str]) -> list[str | None]:
+        folder = self.folder / "images"
+        return [file_stamp(os.path.join(folder, ref)) for ref in refs]
 
 
 class Cub200Cropped(Cub200):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from datasets import images
 from datasets.errors import ImageError
-from datasets.source import Samples, Source
+from datasets.source import Samples, Source, Stamped
+
+if TYPE_CHECKING:
+    from datasets.index import Entry
 
 
 @dataclass(frozen=True)
@@ -20,20 +24,44 @@ class Scan:
     digests: sha256 of the bytes or pixels of each sample, b"" where it could not be read.
     shapes: (n, 3) int32 height, width, channels after the crop to its box; 0 where unusable.
     errors: Position -> reason, for samples whose file or header cannot be used.
+    stamps: Of each sample, as `Stamped` gives them; None where there is none, or it was unreadable.
     """
 
     digests: list[bytes]
     shapes: np.ndarray
     errors: dict[int, str] = field(default_factory=dict)
+    stamps: Sequence[str | None] = ()
 
 
-def scan(source: Source, samples: Samples, on_sample: Callable[[], None] = lambda: None) -> Scan:
-    """Reads every sample once; decodes none, sizes come from headers."""
-    found = Scan([b""] * len(samples), np.zeros((len(samples), 3), np.int32))
-    for i, data in enumerate(read_each(source, samples.refs)):
+def scan(
+    source: Source,
+    samples: Samples,
+    on_sample: Callable[[], None] = lambda: None,
+    known: Mapping[str, Entry] | None = None,
+) -> Scan:
+    """Reads every sample once; decodes none, sizes come from headers.
+
+    known: Sample id -> how it was before; what has its stamp still is not read.
+    """
+    n = len(samples)
+    # Stamps come first: who changes a file from now on changes its stamp.
+    stamps = source.stamps(samples.refs) if isinstance(source, Stamped) else [None] * n
+    found = Scan([b""] * n, np.zeros((n, 3), np.int32), stamps=stamps)
+    unknown = []
+    for i, stamp in enumerate(stamps):
+        before = known.get(samples.ids[i]) if known and stamp else None
+        if before is None or before.stamp != stamp or before.box != samples.box(i):
+            unknown.append(i)
+            continue
+        on_sample()
+        found.digests[i], found.shapes[i] = before.digest, before.shape
+        if before.error is not None:
+            found.errors[i] = before.error
+    for i, data in zip(unknown, read_each(source, [samples.refs[i] for i in unknown]), strict=True):
         on_sample()
         if isinstance(data, OSError):
             found.errors[i] = f"cannot be read: {data.strerror or data}"
+            stamps[i] = None  # it may be readable tomorrow, without any change to it
             continue
         found.digests[i] = digest_of(data)
         try:
@@ -42,8 +70,8 @@ def scan(source: Source, samples: Samples, on_sample: Callable[[], None] = lambd
                 channels = data.shape[2] if data.ndim == 3 else 1
             else:
                 (height, width), channels = images.size(data), source.channels
-            if samples.boxes is not None:
-                height, width = cropped_size(samples.boxes[i].tolist(), height, width)
+            if (box := samples.box(i)) is not None:
+                height, width = cropped_size(box, height, width)
         except ImageError as err:
             found.errors[i] = str(err)
             continue

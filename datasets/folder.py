@@ -13,7 +13,7 @@ import numpy as np
 from datasets.errors import SourceError
 from datasets.images import SUFFIXES
 from datasets.shard_files import find_shards
-from datasets.source import Listing, Samples, is_held_out, read_files
+from datasets.source import Listing, Samples, is_held_out, read_files, stamps_of
 from datasets.storage import entries, files_below, is_object, key
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -152,12 +152,16 @@ class Folder:
             visited.add((status.st_dev, status.st_ino))
             # Sorted, so that of two links to one folder it is always the same that is followed.
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            below = os.path.relpath(path, self.root)
             for name in names:
                 if not name.startswith("."):
-                    yield os.path.relpath(os.path.join(path, name), self.root)
+                    yield os.path.join(below, name)
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
         return read_files(self.root, refs)
+
+    def stamps(self, refs: Sequence[str]) -> list[str | None]:
+        return stamps_of(self.root, refs)
 
 
 def is_image(name: str) -> bool:

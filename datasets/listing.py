@@ -14,7 +14,7 @@ import numpy as np
 from datasets.errors import SourceError
 from datasets.folder import source_name, split_by_hash
 from datasets.labels import as_name, is_missing
-from datasets.source import Listing, Samples, read_files
+from datasets.source import Listing, Samples, read_files, stamps_of
 from datasets.storage import readable
 
 PATH = ("path", "image", "file", "file_name", "filename")
@@ -96,3 +96,6 @@ class ListFile:
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
         return read_files(self.file.parent, refs)
+
+    def stamps(self, refs: Sequence[str]) -> list[str | None]:
+        return stamps_of(self.file.parent, refs)

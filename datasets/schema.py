@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -53,14 +54,49 @@ class Rows:
 
     def take(self, i: int) -> Rows:
         """Row i by itself, in memory of its own."""
-        stored = self.images[i]
+        return self.pick(np.array([i]))
+
+    def pick(self, positions: np.ndarray) -> Rows:
+        """The rows at these positions, in this order, in memory of their own."""
+        chosen = positions.tolist()
+
+        def of(column: Any) -> Any:
+            is_array = isinstance(column, np.ndarray)
+            return column[positions] if is_array else [column[i] for i in chosen]
+
+        return self.map(of)
+
+    def part(self, start: int, end: int) -> Rows:
+        """The rows from `start` up to `end`; arrays are views."""
+        return self.map(lambda column: column[start:end])
+
+    def map(self, function: Callable[[Any], Any]) -> Rows:
+        """What the function makes of each column."""
         return Rows(
-            images=stored[None].copy() if isinstance(stored, np.ndarray) else [stored],
-            labels=self.labels[i : i + 1].copy(),
-            ids=[self.ids[i]],
+            images=function(self.images),
+            labels=function(self.labels),
+            ids=function(self.ids),
             copy=self.copy,
-            params={name: values[i : i + 1].copy() for name, values in self.params.items()},
-            library=None if self.library is None else [self.library[i]],
+            params={name: function(values) for name, values in self.params.items()},
+            library=None if self.library is None else function(self.library),
+        )
+
+    @staticmethod
+    def join(parts: Sequence[Rows]) -> Rows:
+        """The rows of all parts, which are of one copy, in their order."""
+
+        def of(columns: list[Any]) -> Any:
+            is_array = isinstance(columns[0], np.ndarray)
+            return np.concatenate(columns) if is_array else [x for c in columns for x in c]
+
+        first = parts[0]
+        return Rows(
+            images=of([p.images for p in parts]),
+            labels=of([p.labels for p in parts]),
+            ids=of([p.ids for p in parts]),
+            copy=first.copy,
+            params={name: of([p.params[name] for p in parts]) for name in first.params},
+            library=None if first.library is None else of([p.library for p in parts]),
         )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import re
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +21,8 @@ from datasets.errors import SourceError
 KEY_BITS = 64
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # line breaks among them
 MAX_FILE_BYTES = 1_000_000_000  # no image file is larger
+# Two changes within a tick of a file system's clock leave one time; the coarsest ticks take 2 s.
+TICK_NS = 2 * 10**9
 
 
 def sample_keys(ids: Sequence[str]) -> np.ndarray:
@@ -71,6 +75,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def box(self, i: int) -> list[int] | None:
+        """Left, top, width and height of sample i's box; None where there are no boxes."""
+        return None if self.boxes is None else self.boxes[i].tolist()
+
     def take(self, indices: np.ndarray) -> Samples:
         """The samples at these positions, in this order."""
         chosen = indices.tolist()
@@ -122,6 +130,38 @@ class Source(Protocol):
         Raises: OSError if a file cannot be read (the one whose turn it is).
         """
         ...
+
+
+@runtime_checkable
+class Stamped(Protocol):
+    """A source that can tell without reading a sample whether it is what it was."""
+
+    def stamps(self, refs: Sequence[Any]) -> list[str | None]:
+        """A text for each ref that is another one whenever the content is; None where nothing can
+        be told."""
+        ...
+
+
+def file_stamp(path: str) -> str | None:
+    """Size, times and inode of a file. None where it cannot be asked, or has changed so lately
+    that one more change need not show ("racily clean", in git's words)."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    if time.time_ns() - found.st_ctime_ns < TICK_NS:  # whatever changes a file sets it
+        return None
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+
+
+def stamps_of(folder: Path, refs: Sequence[str]) -> list[str | None]:
+    """The stamps of the files of those names below the folder; of objects size and ETag, which
+    changes with the content."""
+    if storage.is_object(folder):
+        tags = storage.tags_below(folder)
+        return [tags.get(ref) for ref in refs]
+    root = os.fspath(folder)
+    return [file_stamp(os.path.join(root, ref)) for ref in refs]
 
 
 def read_file(path: Path) -> bytes:

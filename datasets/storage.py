@@ -129,6 +129,20 @@ def files_below(folder: Path) -> dict[str, int]:
     }
 
 
+def tags_below(folder: Path) -> dict[str, str]:
+    """Relative name -> size and ETag of every object below; not of those that have no ETag."""
+    start = key(folder) + "/"
+    found = file_system(folder).find(start, detail=True).items()
+    tags = ((name, info.get("ETag") or info.get("etag"), info["size"]) for name, info in found)
+    return {name.removeprefix(start): f"{size} {tag}" for name, tag, size in tags if tag}
+
+
+def copy(path: Path, to: Path) -> None:
+    """An object under another name too, within the storage."""
+    with failures(to):
+        file_system(path).cp_file(key(path), key(to))
+
+
 def entries(folder: Path) -> Iterator[tuple[str, bool]]:
     """(name, whether it is a folder) of what lies in it, links followed."""
     if is_object(folder):

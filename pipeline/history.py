@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.commit import hold, write_atomically
+from datasets.commit import hold
 from datasets.errors import EnvironmentFailed, OutputBusy
+from datasets.storage import write_atomically
 from pipeline.metrics import exposition
 
 LINES, STARTED = ".runs.jsonl", ".started.json"

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +33,12 @@ from datasets.commit import (
     tidy,
 )
 from datasets.errors import EnvironmentFailed, OutputError
+from datasets.index import index_path, indexes, stale_indexes, write_index
 from datasets.manifest import Manifest, Record, read_manifest
 from datasets.schema import canonical_json
 from datasets.storage import write_atomically
 from datasets.versions import last_pointer, latest, prune, publish, refuse_others
+from pipeline.base import Base, has_sidecars, is_successor
 from pipeline.history import LINES, append_line, timestamp
 from pipeline.job import Job, differences, probe, versions
 from pipeline.plan import (
@@ -56,6 +58,8 @@ from pipeline.workers import run, start
 if TYPE_CHECKING:
     from distributed import Client
 
+    from pipeline.carry import Made
+
 DISK_MARGIN = 1.05
 
 
@@ -73,6 +77,8 @@ class Summary:
     quarantined: list[tuple[str, str]]
     seconds: dict[str, float]
     was_done: bool = False
+    n_kept: int = 0  # shards of the output that it replaces, as they were
+    n_carried: int = 0  # rows of it, in other shards
 
 
 def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
@@ -92,10 +98,28 @@ def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
     if manifest.job_sha256 == plan.job_sha256:
         return manifest
     changed = differences(manifest.job, json.loads(canonical_json(asdict(plan.job))))
+    cost = ", which makes only what changed anew" if is_successor(plan.job, manifest) else ""
     raise OutputError(
         f"{out}: holds the output of another job ({changed}); choose another --out, or replace it "
-        "with --overwrite"
+        f"with --overwrite{cost}"
     )
+
+
+def find_base(plan: Plan, overwrite: bool, report: Report) -> Base | None:
+    """The output from which this run takes over what is unchanged; None: all is made anew."""
+    base = plan.base
+    if base is None or not (overwrite or plan.is_published):
+        return None
+    if base.folder == plan.partial or not is_successor(plan.job, base.manifest):
+        return None
+    if base.entries and has_sidecars(base.folder, base.manifest):
+        return base
+    report.say(
+        f"{base.folder}: all of it is made anew, since its index "
+        f"({index_path(base.folder, base.manifest.job_sha256)}) is not there or not whole",
+        event="no_index",
+    )
+    return None
 
 
 def dry_run(config: AugmentConfig, report: Report) -> str:
@@ -111,7 +135,21 @@ def dry_run(config: AugmentConfig, report: Report) -> str:
             return f"{plan.out}: this job was done before; nothing to do"
     except OutputError as err:
         return f"{describe_plan(plan, config.workers)}\nbut not there: {err}"
-    return describe_plan(plan, config.workers)
+    text = describe_plan(plan, config.workers)
+    base = find_base(plan, config.overwrite, report)
+    return f"{text}\n{describe_base(plan, base)}" if base else text
+
+
+def describe_base(plan: Plan, base: Base) -> str:
+    """What would be taken over, in a line."""
+    taken = [(task, task.carried) for task in plan.tasks(base) if task.carried]
+    n_whole = sum(carried.is_whole for _, carried in taken)
+    n_rows = sum(
+        int((carried.origins >= 0).sum()) * len(plan.job.copies(task.split))
+        for task, carried in taken
+        if not carried.is_whole
+    )
+    return f"kept    {n_whole} shards as they are and {n_rows:,} images of others"
 
 
 def prepare_partial(out: Path, job: Job) -> None:
@@ -140,12 +178,12 @@ def prepare_partial(out: Path, job: Job) -> None:
         )
 
 
-def check_disk(plan: Plan, done: dict[str, Record]) -> None:
-    """Raises: EnvironmentFailed if the rest of the output will not fit on the disk."""
-    rows_done = sum(record.rows for record in done.values())
-    left = 1 - rows_done / max(1, plan.n_images)
+def check_disk(plan: Plan, tasks: list[Task]) -> None:
+    """Raises: EnvironmentFailed if what these tasks write will not fit on the disk."""
     if storage.is_object(plan.out):
         return
+    new = [task for task in tasks if not (task.carried and task.carried.is_whole)]
+    left = sum(map(n_images, new)) / max(1, plan.n_images)
     free = shutil.disk_usage(existing(plan.out)).free
     if plan.n_images * left * largest_bytes(plan) * 2 < free:
         return  # it fits however it is encoded, so that nothing need be measured
@@ -207,6 +245,8 @@ def write(
         finished = find_finished(plan, config.overwrite)
         if finished is not None:
             tidy(partial)  # after a crash just before the end
+            if not is_indexed(plan):
+                save_index(plan, report)
             was_latest = not plan.is_published or latest(plan.out) == plan.version
             release(plan, before, config.keep, report)
             seconds = {"plan": time.monotonic() - started}
@@ -225,15 +265,17 @@ def write(
                 )
         if is_sealed(partial):
             check_held()
+            save_index(plan, report)
             commit(partial, plan.folder, config.overwrite)
             release(plan, before, config.keep, report)
             seconds = {"plan": time.monotonic() - started}
             shards = read_manifest(plan.folder).shards
             return recorded(plan, summarize(plan, shards, (), seconds, was_done=False), report)
         done = read_records(partial)
-        check_disk(plan, done)
+        tasks = plan.tasks(find_base(plan, config.overwrite, report))
+        tasks = [task for task in tasks if task.name not in done]
+        check_disk(plan, tasks)
         prepare_partial(plan.folder, plan.job)
-        tasks = [task for task in plan.tasks() if task.name not in done]
         planned = time.monotonic()
         if done:
             report.say(
@@ -241,9 +283,9 @@ def write(
                 event="resume",
                 shards_done=len(done),
             )
-        records, first = run_tasks(config, tasks, client, report)
+        made, first = run_tasks(config, tasks, client, report)
         worked = time.monotonic()
-        shards = sorted([*done.values(), *records], key=lambda r: r.name)
+        shards = sorted([*done.values(), *(m.record for m in made)], key=lambda r: r.name)
         refuse_too_many_bad(
             [item for record in shards for item in record.quarantined],
             sum(len(part) for part in plan.samples.values()),
@@ -252,6 +294,7 @@ def write(
             "(finished shards are kept)",
         )
         check_held()
+        save_index(plan, report)
         finish(plan.folder, plan.job, plan.classes, shards, config.overwrite)
         release(plan, before, config.keep, report)
         seconds = {
@@ -260,19 +303,47 @@ def write(
             "work": worked - first,
             "commit": time.monotonic() - worked,
         }
-        summary = summarize(plan, shards, done, seconds, was_done=False)
+        summary = replace(
+            summarize(plan, shards, done, seconds, was_done=False),
+            n_kept=sum(m.is_kept for m in made),
+            n_carried=sum(m.n_carried for m in made),
+            n_written=sum(m.record.rows - m.n_carried for m in made if not m.is_kept),
+        )
         return recorded(plan, summary, report)
 
 
 def release(plan: Plan, before: int, keep: int | None, report: Report) -> None:
     """Makes a published version the one that readers get, and removes what is older than the last
-    `keep` ones."""
-    if not plan.is_published:
-        return
-    publish(plan.out, plan.version, before)
-    for version, is_gone in prune(plan.out, keep) if keep else ():
+    `keep` ones; and the indexes of all outputs but this one."""
+    if plan.is_published:
+        publish(plan.out, plan.version, before)
+    known = [path for _, path in indexes(plan.out)] if plan.is_published else ()
+    for path in known or stale_indexes(plan.folder):
+        if path != index_path(plan.folder, plan.job_sha256):
+            storage.remove(path)
+    for version, is_gone in prune(plan.out, keep) if keep and plan.is_published else ():
         told = "removed, an old version" if is_gone else "old, but kept while somebody may read it"
         report.say(f"{plan.out / version}: {told}", event="version", removed=is_gone)
+
+
+def is_indexed(plan: Plan) -> bool:
+    """Whether the index of the output in its place says of every sample what the plan does."""
+    known = plan.base.entries if plan.base else {}
+    return all(
+        name in known and known[name].stamp == stamp
+        for split, part in plan.samples.items()
+        for name, stamp in zip(part.ids, plan.scans[split].stamps, strict=True)
+    )
+
+
+def save_index(plan: Plan, report: Report) -> None:
+    """Writes the index of the plan's output. It comes before the output: an output without one
+    would be made anew next time, an index without its output is passed over."""
+    try:
+        write_index(plan.folder, plan.job_sha256, plan.samples, plan.scans)
+    except OSError as err:  # the output matters more
+        path = index_path(plan.folder, plan.job_sha256)
+        report.say(f"{path}: cannot be written ({err.strerror})", event="warning")
 
 
 def run_tasks(
@@ -280,33 +351,38 @@ def run_tasks(
     tasks: list[Task],
     client: Callable[[], Client] | None,
     report: Report,
-) -> tuple[list[Record], float]:
-    """The records of all tasks, and when the first one was started (monotonic seconds)."""
-    from pipeline.shard import timed_shard
+) -> tuple[list[Made], float]:
+    """How each shard was made, and when the first task was started (monotonic seconds)."""
+    from pipeline.carry import make_shard
 
-    records: list[Record] = []
+    done: list[Made] = []
     started: list[float] = []
     with report.progress(sum(map(n_images, tasks)), "augmenting") as progress:
         sizes = {task.name: n_images(task) for task in tasks}
-        for record, worker, seconds in run(
-            timed_shard,
+        for made in run(
+            make_shard,
             tasks,
             config.workers,
             config.scheduler,
             client,
             on_ready=lambda: started.append(time.monotonic()),
         ):
-            records.append(record)
+            if made.damage and not any(before.damage for before in done):
+                report.say(
+                    f"{made.damage}; what it holds is made anew, like others that may be damaged",
+                    event="damaged",
+                )
             report.event(
-                f"{record.name}: written in {seconds:.2f} s",
+                f"{made.record.name}: written in {made.seconds:.2f} s",
                 event="shard",
-                shard=record.name,
-                worker=worker,
-                rows=record.rows,
-                seconds=round(seconds, 3),
+                shard=made.record.name,
+                worker=made.worker,
+                rows=made.record.rows,
+                seconds=round(made.seconds, 3),
             )
-            progress.advance(sizes[record.name])
-    return records, started[0] if started else time.monotonic()
+            done.append(made)
+            progress.advance(sizes[made.record.name])
+    return done, started[0] if started else time.monotonic()
 
 
 def finish(
@@ -378,6 +454,8 @@ def recorded(plan: Plan, summary: Summary, report: Report) -> Summary:
         "bytes": summary.n_bytes,
         "shards": summary.n_shards,
         "reused_shards": summary.n_reused,
+        "kept_shards": summary.n_kept,
+        "carried_rows": summary.n_carried,
         "quarantined": len(summary.quarantined),
         "ignored": list(plan.ignored),
         "seconds": {k: round(v, 3) for k, v in summary.seconds.items()},

@@ -19,7 +19,8 @@ from datasets.commit import partial_folder
 from datasets.errors import NotCommitted, SourceError, UserError
 from datasets.fingerprint import Scan, fingerprint, scan
 from datasets.source import Listing, Samples, Source, check_listing
-from datasets.versions import version_name
+from datasets.versions import latest, version_name
+from pipeline.base import Base, read_base
 from pipeline.job import Job, probe
 from pipeline.library_ops import try_out
 from pipeline.policy import resolve_policy
@@ -106,6 +107,7 @@ class Plan:
     out: Path
     ignored: tuple[str, ...]
     is_published: bool
+    base: Base | None = None  # the output that stood in its place, or the version before it
 
     @cached_property
     def job_sha256(self) -> str:
@@ -127,9 +129,11 @@ class Plan:
     def n_images(self) -> int:
         return sum(len(s) * len(self.job.copies(split)) for split, s in self.samples.items())
 
-    def tasks(self) -> list[Task]:
+    def tasks(self, base: Base | None = None) -> list[Task]:
+        """Those with most to do first; they take over from the base what they can."""
         tasks = plan_tasks(
-            self.job, self.classes, self.source, self.samples, self.scans, self.partial, probe()
+            *(self.job, self.classes, self.source, self.samples, self.scans),
+            *(self.partial, probe(), base),
         )
         return sorted(tasks, key=n_images, reverse=True)
 
@@ -204,7 +208,8 @@ def refuse_nested_objects(out: Path, dataset: str) -> None:
 def make_plan(
     config: AugmentConfig, report: Report, on_listed: Callable[[int], None] = lambda n: None
 ) -> Plan:
-    """Reads the source once (every byte is hashed) and fixes all that the output depends on.
+    """Reads the source once (every byte is hashed, but of files that are known to be what they
+    were when `out` was written) and fixes all that the output depends on.
 
     on_listed: Told how many samples there are, before they are read.
     Raises: UserError for anything in the configuration or the source that cannot work.
@@ -217,9 +222,13 @@ def make_plan(
     samples = choose_samples(listing, copies, config.limit)
     n_samples = sum(map(len, samples.values()))
     on_listed(n_samples)
+    is_published = config.publish or storage.is_object(out)
+    version_before = latest(out) if is_published else None
+    base = read_base(out if version_before is None else out / version_before)
+    known = base.entries if base else {}
     with report.progress(n_samples, "reading") as progress:
         scans = {
-            split: scan(source, part, lambda: progress.advance(1))
+            split: scan(source, part, lambda: progress.advance(1), known)
             for split, part in samples.items()
         }
     if not any(scanned.shapes.any() for scanned in scans.values()):
@@ -251,8 +260,9 @@ def make_plan(
         limit=config.limit,
         version=version("augmentation-pipeline"),
     )
-    is_published = config.publish or storage.is_object(out)
-    return Plan(job, listing.classes, source, samples, scans, out, listing.ignored, is_published)
+    return Plan(
+        job, listing.classes, source, samples, scans, out, listing.ignored, is_published, base
+    )
 
 
 def refuse_too_many_bad(
@@ -301,15 +311,7 @@ def excerpt(task: Task, positions: np.ndarray) -> Task:
     """The task of the samples at these positions, and of the first two copies."""
     split = task.job.splits[task.split]
     fewer = {**task.job.splits, task.split: {**split, "copies": min(2, split["copies"])}}
-    return replace(
-        task,
-        job=replace(task.job, splits=fewer),
-        samples=task.samples.take(positions),
-        digests=[task.digests[i] for i in positions.tolist()],
-        unreadable={
-            n: task.unreadable[i] for n, i in enumerate(positions.tolist()) if i in task.unreadable
-        },
-    )
+    return replace(task.take(positions), job=replace(task.job, splits=fewer))
 
 
 def describe_plan(plan: Plan, n_workers: int) -> str:

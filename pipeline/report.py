@@ -143,9 +143,15 @@ def summary_lines(summary: Summary, report: Report) -> None:
         )
         if summary.n_reused:
             text += f" ({summary.n_reused} shards from the run before)"
+        is_carried = summary.n_kept or summary.n_carried
+        if is_carried:
+            text += (
+                f" ({summary.n_kept} shards kept, {summary.n_carried:,} rows carried over, "
+                f"{summary.n_written:,} made anew)"
+            )
         if work := summary.seconds.get("work"):
             text += f", in {duration(sum(summary.seconds.values()))}"
-            if summary.n_written:
+            if summary.n_written and not is_carried:
                 text += f" ({summary.n_written / work:,.0f} images/s without start-up)"
     n_reused = summary.n_shards if summary.was_done else summary.n_reused
     report.say(
@@ -157,6 +163,9 @@ def summary_lines(summary: Summary, report: Report) -> None:
         shards=summary.n_shards,
         shards_written=summary.n_shards - n_reused,
         shards_reused=n_reused,
+        shards_kept=summary.n_kept,
+        rows_carried=summary.n_carried,
+        rows_made=summary.n_written,
         quarantined=len(summary.quarantined),
         seconds=summary.seconds,
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +31,9 @@ from pipeline.opencv_kernel import augment_batch, prepare
 from pipeline.task import Task
 
 BATCH_BYTES = 16 * 2**20  # decoded images that are augmented and written at a time
+
+# Writes the rows of a shard to a file, decoding in a child process where asked to.
+Fill = Callable[[BinaryIO, bool], Record]
 
 
 class HashingFile:
@@ -56,17 +60,10 @@ class HashingFile:
         self.closed = True
 
 
-def timed_shard(task: Task) -> tuple[Record, str, float]:
-    """The record of the shard, the process that wrote it (host:pid), and how many seconds that
-    took."""
-    started = time.monotonic()
-    record = write_shard(task)
-    return record, f"{os.uname().nodename}:{os.getpid()}", time.monotonic() - started
-
-
-def write_shard(task: Task) -> Record:
+def write_shard(task: Task, fill: Fill | None = None) -> Record:
     """The record of the shard, which is then complete under its name, flushed and hashed.
 
+    fill: What writes the rows, in another way than `fill_shard`.
     Safe to run twice at once: each attempt has a file of its own, and both give the same bytes.
     Raises: EnvironmentFailed if the disk is full, an input changed since it was planned, or this
       machine computes other pixels than the one that planned the job.
@@ -82,7 +79,8 @@ def write_shard(task: Task) -> Record:
     # An attempt that died has left its file: the inputs are decoded in a process of their own. The
     # file stays until the commit, since that attempt may also be slow and not dead.
     died = has_died(task.folder, task.name)
-    return finished(task.folder, task.name, lambda file: fill_shard(task, file, in_child=died))
+    fill = fill or partial(fill_shard, task)
+    return finished(task.folder, task.name, lambda file: fill(file, died))
 
 
 def finished(folder: Path, name: str, fill: Callable[[BinaryIO], Record]) -> Record:
@@ -111,29 +109,54 @@ def disk_message(folder: Path, err: OSError) -> str:
 
 def fill_shard(task: Task, file: BinaryIO, in_child: bool) -> Record:
     """Writes every copy of the task's samples to `file`."""
+    good, decoded, quarantined = decode_block(task, in_child)
+    # Fresh memory for every batch costs 5 % at 32 px; the writer keeps none of it.
+    memory = np.empty_like(decoded[: batch_samples(task.job.shape)]) if task.job.shape else None
+    return write_rows(task, file, good, quarantined, augmented(task, good, decoded, memory))
+
+
+def augmented(
+    task: Task,
+    good: np.ndarray,
+    decoded: np.ndarray | list[np.ndarray],
+    memory: np.ndarray | None = None,
+) -> Iterator[Rows]:
+    """The rows of the task's samples at these positions, from their images: copy by copy, a batch
+    at a time.
+
+    memory: Of one batch, for the images of all of them in turn: each is gone with the next.
+    """
     job, schema = task.job, task.job.schema(task.classes)
     policy = read_policy(job.policy)
     library = LibraryStage(policy.library) if policy.library else None
-    good, decoded, quarantined = decode_block(task, in_child)
     ids = [task.samples.ids[i] for i in good]
     labels, keys = task.samples.labels[good], sample_keys(ids)
-    batches = list(split_batches(decoded))
+    batches = list(split_batches(decoded, batch_samples(job.shape)))
     prepared = [prepare(batch, policy.fill) for _, batch in batches]
-    # Fresh memory for every batch costs 5 % at 32 px; the writer keeps none of it.
-    memory = np.empty_like(batches[0][1]) if task.job.shape and batches else None
+    for copy in job.copies(task.split):
+        for (start, batch), wide in zip(batches, prepared, strict=True):
+            part = slice(start, start + len(batch))
+            spare = None if memory is None else memory[: len(batch)]
+            out, params, done = augment_batch(
+                policy, batch, wide, keys[part], copy, job.seed, library, spare
+            )
+            yield Rows(encode(out, schema, job), labels[part], ids[part], copy, params, done)
 
+
+def write_rows(
+    task: Task,
+    file: BinaryIO,
+    good: np.ndarray,
+    quarantined: list[tuple[str, str]],
+    batches: Iterator[Rows],
+) -> Record:
+    """Writes all rows of the samples at the positions `good`, as they come, to the end."""
+    job, labels = task.job, task.samples.labels[good]
     hashing = HashingFile(file)
-    writer = FORMATS[job.format].Writer(hashing, schema, job.compression)
+    writer = FORMATS[job.format].Writer(hashing, job.schema(task.classes), job.compression)
     try:
-        for copy in job.copies(task.split):
-            for (start, batch), wide in zip(batches, prepared, strict=True):
-                part = slice(start, start + len(batch))
-                spare = None if memory is None else memory[: len(batch)]
-                out, params, done = augment_batch(
-                    policy, batch, wide, keys[part], copy, job.seed, library, spare
-                )
-                rows = Rows(encode(out, schema, job), labels[part], ids[part], copy, params, done)
-                writer.write(rows)
+        for rows in batches:
+            writer.write(rows)
     except BaseException:
         with suppress(Exception):  # else the library complains of it once more, later
             writer.close()
@@ -146,7 +169,7 @@ def fill_shard(task: Task, file: BinaryIO, in_child: bool) -> Record:
     return Record(
         name=task.name,
         split=task.split,
-        rows=len(ids) * n_copies,
+        rows=len(good) * n_copies,
         bytes=hashing.n_bytes,
         sha256=hashing.digest.hexdigest(),
         labels={str(i): n for i, n in enumerate(counts) if n},
@@ -235,14 +258,18 @@ def decode_one(
     return image
 
 
+def batch_samples(shape: tuple[int, ...] | None) -> int:
+    """Samples a batch: about 16 MB of them, or one where sizes differ."""
+    return max(1, BATCH_BYTES // math.prod(shape)) if shape else 1
+
+
 def split_batches(
-    decoded: np.ndarray | list[np.ndarray],
+    decoded: np.ndarray | list[np.ndarray], size: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(first position, (b, H, W, C)): batches of about 16 MB, or of one where sizes differ."""
+    """(first position, (b, H, W, C)): batches of that size, or of one where sizes differ."""
     if isinstance(decoded, list):
         yield from ((i, image[None]) for i, image in enumerate(decoded))
-    elif len(decoded):
-        size = max(1, BATCH_BYTES // decoded[0].nbytes)
+    else:
         yield from ((i, decoded[i : i + size]) for i in range(0, len(decoded), size))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from datasets.fingerprint import Scan
 from datasets.formats import FORMATS
 from datasets.schema import Encoding
 from datasets.source import Samples, Source
+from pipeline.base import Base, Carried, plan_carried
 from pipeline.job import Job
 
 MAX_RAW_SIDE = 64  # pixels; up to here raw rows are smaller than what opening a PNG costs
@@ -27,6 +28,7 @@ class Task:
     digests: sha256 of each sample as it was when the job was planned.
     unreadable: Position -> reason, for samples that could not be read then.
     probe: What `pipeline.job.probe` must give on the worker too.
+    carried: What the shard takes over from an earlier output.
     """
 
     name: str
@@ -39,6 +41,20 @@ class Task:
     digests: list[bytes]
     probe: str
     unreadable: dict[int, str] = field(default_factory=dict)
+    carried: Carried | None = None
+
+    def take(self, positions: np.ndarray) -> Task:
+        """The task of the samples at these positions alone, which takes nothing over."""
+        chosen = positions.tolist()
+        return replace(
+            self,
+            samples=self.samples.take(positions),
+            digests=[self.digests[i] for i in chosen],
+            unreadable={
+                n: self.unreadable[i] for n, i in enumerate(chosen) if i in self.unreadable
+            },
+            carried=None,
+        )
 
 
 def usable_shapes(scans: dict[str, Scan]) -> np.ndarray:
@@ -126,12 +142,16 @@ def plan_tasks(
     scans: dict[str, Scan],
     folder: Path,
     probe: str,
+    base: Base | None = None,
 ) -> Iterator[Task]:
-    """The tasks of a job, a shard each."""
+    """The tasks of a job, a shard each, which take over what they can from the base."""
     for split, names in shard_names(job).items():
-        scan = scans[split]
-        blocks = place(samples[split].ids, job.seed, len(names))
-        for name, positions in zip(names, blocks, strict=True):
+        part, scan = samples[split], scans[split]
+        blocks = place(part.ids, job.seed, len(names))
+        taken = (
+            plan_carried(base, classes, split, part, scan, blocks) if base else [None] * len(names)
+        )
+        for name, positions, carried in zip(names, blocks, taken, strict=True):
             where = positions.tolist()
             yield Task(
                 name=name,
@@ -140,10 +160,11 @@ def plan_tasks(
                 classes=classes,
                 split=split,
                 source=source,
-                samples=samples[split].take(positions),
+                samples=part.take(positions),
                 digests=[scan.digests[i] for i in where],
                 probe=probe,
                 unreadable={n: scan.errors[i] for n, i in enumerate(where) if i in scan.errors},
+                carried=carried,
             )
 
 

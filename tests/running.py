@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -94,6 +95,14 @@ def tree_hash(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def leftovers(out: Path) -> list[str]:
+    """What lies beside an output under its name with a dot, and is not its index."""
+    job = json.loads((out / "_manifest.json").read_text())["job_sha256"]
+    known = f".{out.name}.index-{job[:16]}.parquet"
+    beside = sorted(path.name for path in out.parent.iterdir())
+    return [name for name in beside if name.startswith(f".{out.name}") and name != known]
 
 
 def write_photos(folder: Path, n: int = 12, classes: tuple[str, ...] = ("cat", "dog")) -> Path:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets.manifest import read_manifest
-from tests.running import PIPELINE, run, tree_hash, write_photos
+from tests.running import PIPELINE, leftovers, run, tree_hash, write_photos
 
 
 def refused(code: int, *arguments: object) -> str:
@@ -365,4 +365,4 @@ def test_an_interrupted_run_says_so_and_goes_on(tmp_path: Path, sent: int, code:
     )
     assert not out.exists()
     assert "shards are done" in run(*job, "--out", out).stderr
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".out")] == []
+    assert leftovers(out) == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import run, run_killed, run_killed_after, tree_hash, write_photos
+from tests.running import leftovers, run, run_killed, run_killed_after, tree_hash, write_photos
 
 JOB = ("augment", "--limit", "400", "--copies", "3", "--block-samples", "64")
 TASK_STEPS = ("open shard", "write shard", "rename shard", "write record", "rename record")
@@ -34,8 +34,7 @@ def resume(out: Path, *more: object) -> None:
     for name, before in kept.items():
         after = (out / name).stat()
         assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
-    leftovers = [p.name for p in out.parent.iterdir() if p.name.startswith(".out")]
-    assert leftovers == []
+    assert leftovers(out) == []
 
 
 @pytest.mark.parametrize("step", [*TASK_STEPS, *COMMIT_STEPS])
@@ -91,7 +90,7 @@ def test_clean_after_a_kill_loses_no_output(
     run_killed(*job, step=step, victim="group", folder=tmp_path)
     assert expected in run("clean", out).stdout
     assert tree_hash(out) == undisturbed
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".out")] == []
+    assert leftovers(out) == []
 
 
 def test_a_resume_knows_the_inputs_that_could_not_be_used(tmp_path: Path) -> None:

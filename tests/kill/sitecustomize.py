@@ -18,6 +18,8 @@ STEPS = {
     "rename shard": ("os.rename", r"\.partial-\w+/\.train-[^/]+\.tmp$"),
     "write record": ("open", r"\.records/\.train[^/]+\.tmp$"),
     "rename record": ("os.rename", r"\.records/\.train[^/]+\.tmp$"),
+    "link shard": ("os.link", r"/out/train-[^/]+$"),
+    "rename index": ("os.rename", r"/\.out\.index-\w+\.tmp$"),
     "rename manifest": ("os.rename", r"/\._manifest\.json[^/]+\.tmp$"),
     "remove records": ("shutil.rmtree", r"/\.records$"),
     "rename success": ("os.rename", r"/\._SUCCESS[^/]+\.tmp$"),
@@ -27,6 +29,7 @@ STEPS = {
     "rename state": ("os.rename", r"/\.state\.npz[^/]+\.tmp$"),
     "rename state again": ("os.rename", r"/\.state\.npz[^/]+\.tmp$", 2),
     "rename result": ("os.rename", r"/\.result\.json[^/]+\.tmp$"),
+    "remove index": ("os.remove", r"/\.out\.index-\w+\.parquet$"),
     "remove lock": ("os.remove", r"\.lock$"),
 }
 
