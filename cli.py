@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from datasets.errors import UserError
+from datasets.errors import UserError, printable
 
 if TYPE_CHECKING:
     from trainers.config import TrainConfig
@@ -774,7 +774,7 @@ def clean(
 
     n = 0
     for line in remove(folder):
-        print(line)
+        print(printable(line))
         n += 1
     print(f"{n} unfinished under {folder}")
 
@@ -813,7 +813,7 @@ def main() -> NoReturn:
         )
         raise
     except UserError as err:
-        print(f"pipeline: {err}", file=sys.stderr)
+        print(f"pipeline: {printable(str(err))}", file=sys.stderr)
         raise SystemExit(err.exit_code) from None
 
 

@@ -103,7 +103,7 @@ class Folder:
 
     def _subfolders(self, folder: Path) -> list[str]:
         try:
-            entries = [e for e in os.scandir(folder) if not e.name.startswith(".") and e.is_dir()]
+            entries = [e for e in os.scandir(folder) if not e.name.startswith(".") and is_folder(e)]
         except OSError as err:
             raise SourceError(f"{folder}: {err.strerror}; expected a readable folder") from err
         return sorted(e.name for e in entries)
@@ -111,7 +111,7 @@ class Folder:
     def _loose(self, folder: Path) -> Iterator[str]:
         """The files in the folder itself, as what is passed over."""
         for entry in os.scandir(folder):
-            if not entry.name.startswith(".") and not entry.is_dir():
+            if not entry.name.startswith(".") and not is_folder(entry):
                 path = readable(os.path.relpath(entry.path, self.root))
                 yield f"{path} (an image in no class folder)" if is_image(path) else path
 
@@ -134,18 +134,27 @@ class Folder:
         return {name: sorted(self._files(folder / name)) for name in self._subfolders(folder)}
 
     def _files(self, folder: Path) -> Iterator[str]:
-        visited: set[tuple[int, int]] = set()
-        for path, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
-            status = os.stat(path)
+        # No recursion, neither ours nor that of `os.walk`: folders may be nested by the thousand.
+        waiting, visited = [str(folder)], set[tuple[int, int]]()
+        while waiting:
+            path = waiting.pop()
+            try:
+                status, entries = os.stat(path), list(os.scandir(path))
+            except OSError as err:
+                raise SourceError(f"{path}: {err.strerror}; expected a readable folder") from err
             if (status.st_dev, status.st_ino) in visited:  # a link back to where we came from
-                folders.clear()
                 continue
             visited.add((status.st_dev, status.st_ino))
+            folders = []
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if is_folder(entry):
+                    folders.append(entry.path)
+                else:
+                    yield os.path.relpath(entry.path, self.root)
             # Sorted, so that of two links to one folder it is always the same that is followed.
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in names:
-                if not name.startswith("."):
-                    yield os.path.relpath(os.path.join(path, name), self.root)
+            waiting += sorted(folders, reverse=True)
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
         return (read_file(self.root / ref) for ref in refs)
@@ -155,5 +164,9 @@ def is_image(name: str) -> bool:
     return name.lower().endswith((*SUFFIXES, *OTHER_SUFFIXES))
 
 
-def unreadable(err: OSError) -> None:
-    raise SourceError(f"{err.filename}: {err.strerror}; expected a readable folder") from err
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or leads to one; a link that leads nowhere, or to itself, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

@@ -19,7 +19,6 @@ from datasets.errors import NotCommitted, SourceError, UserError
 from datasets.fingerprint import Scan, fingerprint, scan
 from datasets.source import Listing, Samples, Source, check_listing
 from pipeline.job import Job, probe
-from pipeline.library_ops import try_out
 from pipeline.policy import resolve_policy
 from pipeline.report import Report, duration, size
 from pipeline.rng import MAX_COPY
@@ -34,6 +33,7 @@ from pipeline.task import (
     resolve_encoding,
     usable_shapes,
 )
+from pipeline.trial import try_out
 
 # Samples that are written for an estimate, two copies of each; more while they decode to 1 MB.
 FEW, MAX_MEASURED, MEASURED_BYTES = 8, 512, 2**20

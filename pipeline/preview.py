@@ -13,7 +13,7 @@ import numpy as np
 from datasets import images
 from datasets.blocks import limited
 from datasets.catalog import open_source
-from datasets.errors import EnvironmentFailed, ImageError, UserError
+from datasets.errors import EnvironmentFailed, ImageError, UserError, printable
 from datasets.fingerprint import read_each
 from datasets.formats import FORMATS
 from datasets.manifest import read_manifest
@@ -212,7 +212,7 @@ def draw(sheet: Sheet, out: Path) -> str:
     except OSError as err:
         raise EnvironmentFailed(f"--out {out}: cannot be written ({err.strerror})") from err
     shown = f"{out}: {len(sheet.rows)} samples, {n_columns} images of each"
-    return "\n".join([shown, *(f"not shown: {reason}" for reason in sheet.bad)])
+    return "\n".join([shown, *(printable(f"not shown: {reason}") for reason in sheet.bad)])
 
 
 def enlarged(pixels: np.ndarray, tile_px: int = TILE_PX) -> Image.Image:
@@ -228,8 +228,10 @@ def enlarged(pixels: np.ndarray, tile_px: int = TILE_PX) -> Image.Image:
 
 def fitted(text: str, font: object, width: int) -> str:
     """The text, cut with an ellipsis where it is wider than `width` pixels."""
-    if font.getlength(text) <= width:  # type: ignore[attr-defined]
+    text = printable(text)
+    if len(text) <= width and font.getlength(text) <= width:  # type: ignore[attr-defined]
         return text
+    text = text[:width]  # of letters that are one pixel wide
     while text and font.getlength(text + "…") > width:  # type: ignore[attr-defined]
         text = text[:-1]
     return text + "…"

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from datasets.errors import printable
+
 if TYPE_CHECKING:
     from pipeline.offline import Summary
 
@@ -80,8 +82,10 @@ class Report:
             return
         if self.log_format == "json":
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            text = json.dumps({"time": now, "message": text, **fields})
-        print(text, file=sys.stderr, flush=True)
+            line = json.dumps({"time": now, "message": text, **fields})
+        else:
+            line = printable(text)
+        print(line, file=sys.stderr, flush=True)
 
     @contextmanager
     def progress(self, total: int, verb: str) -> Iterator[Progress]:
