@@ -33,6 +33,7 @@ from datasets.manifest import (
     encode_manifest,
     is_output,
     read_record,
+    walk,
 )
 from datasets.schema import canonical_json
 
@@ -151,7 +152,10 @@ def read_records(partial: Path) -> dict[str, Record]:
     """The shards that are done, by name: those whose record and whole file are there."""
     done = {}
     for path in sorted((partial / RECORDS).glob("*.json")):
-        record = read_record(json.loads(path.read_text()))
+        try:
+            record = read_record(json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError):  # cut by a crash of the machine: written again
+            continue
         shard = partial / record.name
         if shard.is_file() and shard.stat().st_size == record.bytes:
             done[record.name] = record
@@ -206,15 +210,18 @@ def clean(folder: Path) -> Iterator[str]:
     """
     busy: list[str] = []
     beside = partial_folders(folder.absolute())
-    for path in sorted({*beside, *(p.absolute() for p in folder.rglob(".*") if p.is_dir())}):
-        found = UNFINISHED.fullmatch(path.name)
-        if not found:
+    found = walk(folder) if folder.is_dir() else ()
+    below = {path.absolute() for path in found if UNFINISHED.fullmatch(path.name)}
+    for path in sorted({*beside, *below}):
+        match = UNFINISHED.fullmatch(path.name)
+        # What is no folder, or would belong to the folder itself, is no work of a run.
+        if not match or match["out"] in (".", "..") or path.is_symlink() or not path.is_dir():
             continue
-        out = path.with_name(found["out"])
+        out = path.with_name(match["out"])
         try:
             with hold(out):
                 if path.is_dir():  # else an earlier line has dealt with it
-                    yield clean_one(path, out, partial_folder(out, found["job"]))
+                    yield clean_one(path, out, partial_folder(out, match["job"]))
         except OutputBusy as err:
             busy.append(str(err))
     if busy:

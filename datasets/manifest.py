@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets.errors import Damaged, OutputError
+from datasets.errors import Damaged, OutputError, first_line
 from datasets.schema import canonical_json
+from datasets.source import read_file
 
 MANIFEST = "_manifest.json"  # readers of whole folders pass over what begins so
 SUCCESS = "_SUCCESS"
+NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]*")  # of a file of an output
 
 
 @dataclass(frozen=True)
@@ -61,17 +66,29 @@ def encode_manifest(manifest: Manifest) -> str:
 
 def decode_manifest(text: str, where: Path) -> Manifest:
     """Raises: Damaged if a single byte differs from what `encode_manifest` wrote."""
+    from pydantic import TypeAdapter
+
     try:
         body = json.loads(text)
         found = body.pop("sha256")
         whole = canonical_json({**body, "sha256": found}) == text
         if not whole or found != sha256_text(canonical_json(body)):
             raise ValueError("its own sha256 does not fit")
-        records = [read_record(r) for r in body.pop("shards")]
-        return Manifest(shards=records, **body)
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        manifest: Manifest = TypeAdapter(Manifest).validate_python(body)
+        for name in [*(record.name for record in manifest.shards), *manifest.files]:
+            if not NAME.fullmatch(name):  # it may lead out of the folder
+                raise ValueError(f"{name!r} is no name of a file in it")
+        for entry in manifest.files.values():
+            if {name: type(value) for name, value in entry.items()} != {
+                "bytes": int,
+                "sha256": str,
+            }:
+                raise ValueError(f"a file is described by {entry!r}")
+        return manifest
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise Damaged(
-            f"{where}: the manifest is damaged ({err}); write the output again with --overwrite"
+            f"{where}: the manifest is damaged ({first_line(err)}); write the output again with "
+            "--overwrite"
         ) from err
 
 
@@ -96,9 +113,9 @@ def is_output(folder: Path) -> bool:
     """Whether `pipeline augment` wrote the folder: its manifest says so. Others write a `_SUCCESS`
     too, and what they wrote is never to be replaced."""
     try:
-        found = json.loads((folder / MANIFEST).read_bytes())
+        found = json.loads(read_file(folder / MANIFEST))
         return isinstance(found, dict) and {"job_sha256", "shards", "probe"} <= set(found)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 
@@ -119,7 +136,11 @@ def read_manifest(folder: Path) -> Manifest:
         text = path.read_bytes().decode()
     except UnicodeDecodeError as err:
         raise Damaged(f"{path}: the manifest is damaged ({err.reason})") from err
-    return decode_manifest(text, path)
+    manifest = decode_manifest(text, path)
+    for name in [*(record.name for record in manifest.shards), *manifest.files]:
+        if (folder / name).exists() and not (folder / name).is_file():  # a pipe would never end
+            raise Damaged(f"{folder / name}: no regular file; write the output with --overwrite")
+    return manifest
 
 
 def damages(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -140,10 +161,22 @@ def damages(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
     if (folder / SUCCESS).stat().st_size:
         yield SUCCESS, "not empty"
     expected = {*known, MANIFEST, SUCCESS}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(walk(folder)):
         name = path.relative_to(folder).as_posix()
         looks_read = {".parquet", ".tfrecord", ".json", ".txt", ".arrow"} & {
             part[:9] if part.startswith(".tfrecord") else part for part in path.suffixes
         }
         if name not in expected and looks_read and not path.is_dir():
             yield name, "not in the manifest"
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Everything below the folder that can be looked at. Links are not followed, and folders may
+    be nested deeper than `Path.rglob` can recurse."""
+    waiting = [os.fspath(folder)]
+    while waiting:
+        with suppress(PermissionError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                yield Path(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)

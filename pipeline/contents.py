@@ -10,6 +10,7 @@ import numpy as np
 from datasets.errors import printable
 from datasets.formats import FORMATS
 from datasets.manifest import Manifest, read_manifest
+from pipeline.check import read_job
 from pipeline.report import size
 
 
@@ -19,6 +20,7 @@ def describe(folder: Path) -> None:
     from rich.table import Column, Table
 
     manifest = read_manifest(folder)
+    read_job(manifest)  # else its parts may be anything
     counts, ranges = collect(folder, manifest)
     console = Console(markup=False, emoji=False)  # names are shown as they are
     job = Table("job", Column(overflow="fold"), title=printable(str(folder)), title_justify="left")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,7 @@ class LibraryOp:
         skipped = {"__class_fullname__", *(unset if class_name == "Compose" else ())}
         for name in (class_name, *saved):
             if not str.isidentifier(name):  # it would be read as other code than it is
-                raise PolicyError(f"{name!r} is no name of a transform or of an option")
+                raise PolicyError(f"{name!r} is no transform of albumentations, nor an option")
         given = {
             k: tuple(cls._from_saved(t) for t in v)
             if k == "transforms"
@@ -185,7 +186,9 @@ def check_size(saved: object) -> None:
         n += 1
         if n > MAX_VALUES:
             raise ValueError(f"holds more than {MAX_VALUES:,} values")
-        waiting += item.values() if isinstance(item, dict) else ()
+        if isinstance(item, int) and abs(item) > sys.float_info.max:
+            raise ValueError(f"holds a number beyond {sys.float_info.max:.0e}")
+        waiting += [*item, *item.values()] if isinstance(item, dict) else ()
         waiting += item if isinstance(item, list | tuple | set) else ()
 
 

@@ -208,7 +208,7 @@ def read_text(text: str) -> Policy:
         ) from None
     for node in ast.walk(tree):
         value = node.value if isinstance(node, ast.Constant) else None
-        if isinstance(value, int | float) and abs(value) > sys.float_info.max:
+        if isinstance(value, int | float | complex) and abs(value) > sys.float_info.max:
             raise PolicyError(
                 f"policy, at character {getattr(node, 'col_offset', 0) + 1}: a number beyond "
                 f"{sys.float_info.max:.0e}; write a smaller one"

@@ -13,11 +13,12 @@ import numpy as np
 from datasets import images
 from datasets.blocks import limited
 from datasets.catalog import open_source
-from datasets.errors import EnvironmentFailed, ImageError, UserError, printable
+from datasets.errors import Damaged, EnvironmentFailed, ImageError, UserError, printable
 from datasets.fingerprint import read_each
 from datasets.formats import FORMATS
 from datasets.manifest import read_manifest
 from datasets.source import check_listing, sample_keys
+from pipeline.check import read_job
 from pipeline.library_ops import PREFIX, LibraryStage
 from pipeline.opencv_kernel import augment_batch, prepare
 from pipeline.policy import resolve_policy
@@ -135,7 +136,8 @@ def from_source(
 def from_output(folder: Path, split: str, n_samples: int, n_copies: int) -> Sheet:
     """The first samples of the first shards of an output, as they are stored."""
     manifest = read_manifest(folder)
-    if manifest.job.get("network"):
+    job = read_job(manifest)
+    if job.network:
         raise UserError(
             f"{folder}: holds features, which are no images; name what they are made of"
         )
@@ -146,7 +148,7 @@ def from_output(folder: Path, split: str, n_samples: int, n_copies: int) -> Shee
         raise UserError(f"--split {split}: {folder} has {known}")
     found: dict[str, dict[int, tuple[Tile, int]]] = {}
     for record in shards:
-        for rows in FORMATS[manifest.job["format"]].read(folder / record.name):
+        for rows in FORMATS[job.format].read(folder / record.name):
             if rows.copy > n_copies:
                 break
             for i, sample_id in enumerate(rows.ids):
@@ -160,10 +162,13 @@ def from_output(folder: Path, split: str, n_samples: int, n_copies: int) -> Shee
                 found.setdefault(sample_id, {})[rows.copy] = (tile, int(rows.labels[i]))
         if len(found) == n_samples:
             break
-    names = [manifest.classes[next(iter(tiles.values()))[1]] for tiles in found.values()]
+    labels = [next(iter(tiles.values()))[1] for tiles in found.values()]
+    if not {*labels} <= {*range(len(manifest.classes))}:
+        raise Damaged(f"{folder}: has labels without a class; write it with --overwrite")
+    names = [manifest.classes[label] for label in labels]
     copies = sorted({copy for tiles in found.values() for copy in tiles})
     grid = [[tiles[copy][0] for copy in copies] for tiles in found.values()]
-    return Sheet(f"{folder.name}, {split}: {manifest.job['policy']}", names, copies, grid)
+    return Sheet(f"{folder.name}, {split}: {job.policy}", names, copies, grid)
 
 
 def draw(sheet: Sheet, out: Path) -> str:
