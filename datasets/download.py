@@ -12,10 +12,7 @@ from typing import Any
 
 from datasets.errors import EnvironmentFailed, first_line
 
-MOST_GROWTH, LEAST_LIMIT = (
-    10,
-    10_000_000,
-)  # of an archive when it is extracted; bytes always allowed
+MOST_GROWTH, LEAST_LIMIT = 10, 10_000_000  # of an extracted archive; bytes that always may be
 
 
 def fetch(url: str, checksum: str, path: Path) -> Path:

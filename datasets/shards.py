@@ -22,8 +22,8 @@ from datasets.source import Listing, Samples
 
 IMAGE = ("image", "img")
 LABEL = ("label", "labels", "fine_label")
-# Rows of a row group that are decoded at once, images of one that are kept, and rows of a file: 1 MB
-# of a file may say one image, or one label, a billion times.
+# Rows of a row group that are decoded at once, bytes of its images, and rows of a file: one of 1 MB
+# may say one image, or one label, a billion times.
 BATCH, MAX_BYTES, MAX_ROWS = 64, 8 * 2**30, 20_000_000
 
 
