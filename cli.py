@@ -698,7 +698,7 @@ def verify(
     """Check every hash, size and count of an output; exit code 3 if anything is damaged."""
     from pipeline.check import check
 
-    print(check(folder, deep=deep, dataset=dataset, data_dir=data_dir))
+    print(printable(check(folder, deep=deep, dataset=dataset, data_dir=data_dir)))
 
 
 @app.command()

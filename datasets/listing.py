@@ -19,7 +19,7 @@ from datasets.source import Listing, Samples, read_file
 PATH = ("path", "image", "file", "file_name", "filename")
 LABEL = ("label", "class")
 SPLIT = ("split",)
-# Rows of a Parquet list that are read at once, of all of it, and bytes of their texts: a file of 1 MB
+# Rows of a Parquet list that are read at once, of all of it, and bytes of their texts: one of 1 MB
 # may say one text a billion times.
 BATCH, MAX_ROWS, MAX_BYTES = 4096, 20_000_000, 2**30
 NUMBER = re.compile(r"-?\d+(\.\d+)?")

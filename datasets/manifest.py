@@ -79,10 +79,8 @@ def decode_manifest(text: str, where: Path) -> Manifest:
             if not NAME.fullmatch(name):  # it may lead out of the folder
                 raise ValueError(f"{name!r} is no name of a file in it")
         for entry in manifest.files.values():
-            if {name: type(value) for name, value in entry.items()} != {
-                "bytes": int,
-                "sha256": str,
-            }:
+            kinds = {key: type(value) for key, value in entry.items()}
+            if kinds != {"bytes": int, "sha256": str}:
                 raise ValueError(f"a file is described by {entry!r}")
         return manifest
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:

@@ -153,6 +153,10 @@ def output_folder(config: AugmentConfig) -> Path:
     out = (config.out or Path("augmented") / source.name).expanduser().resolve()
     if out == Path.cwd() or out == Path(out.anchor):
         raise UserError(f"--out {config.out}: expected a folder to make, such as augmented/photos")
+    try:  # the longest name beside it
+        partial_folder(out, "0" * 16).exists()
+    except OSError as err:
+        raise UserError(f"--out {out}: {err.strerror}; choose another place or name") from err
     refuse_nesting(out, config.dataset)
     return out
 
