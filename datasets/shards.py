@@ -24,7 +24,7 @@ IMAGE = ("image", "img")
 LABEL = ("label", "labels", "fine_label")
 # Rows of a row group that are decoded at once, bytes of its images, and rows of a file: one of 1 MB
 # may say one image, or one label, a billion times.
-BATCH, MAX_BYTES, MAX_ROWS = 64, 8 * 2**30, 20_000_000
+BATCH, MAX_BYTES, MAX_ROWS = 64, 2**31, 20_000_000
 
 
 def is_grey(data: np.ndarray | bytes | OSError) -> bool:
