@@ -4,6 +4,7 @@ and nothing is read or written outside."""
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -68,7 +69,9 @@ def test_links_that_lead_nowhere_or_to_themselves_are_no_folders(tmp_path: Path)
     assert listing.ignored == ("cat/loop", "gone", "self")
 
 
-def test_folders_may_be_nested_by_the_thousand(tmp_path: Path) -> None:
+@pytest.fixture
+def nested(tmp_path: Path) -> Iterator[Path]:
+    """An image under 1,200 folders, which pytest itself could not remove."""
     root, here = write_files(tmp_path / "photos", "cat/a.png"), os.getcwd()
     os.chdir(root / "cat")
     for _ in range(1200):
@@ -76,8 +79,13 @@ def test_folders_may_be_nested_by_the_thousand(tmp_path: Path) -> None:
         os.chdir("d")
     Path("b.png").write_bytes(PNG)
     os.chdir(here)
-    assert set(classes_of(Folder(root).listing())) == {"cat/a.png", f"cat/{'d/' * 1200}b.png"}
-    assert list(clean(root)) == []
+    yield root
+    subprocess.run(["rm", "-r", root], check=True)
+
+
+def test_folders_may_be_nested_by_the_thousand(nested: Path) -> None:
+    assert set(classes_of(Folder(nested).listing())) == {"cat/a.png", f"cat/{'d/' * 1200}b.png"}
+    assert list(clean(nested)) == []
 
 
 def test_names_that_look_alike_stay_apart(tmp_path: Path) -> None:

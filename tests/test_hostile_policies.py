@@ -52,7 +52,9 @@ def grown(parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
         st.tuples(st.sampled_from(["(", "[", "-", "not ", "~"]), st.integers(1, 4000), parts).map(
             lambda deep: deep[0] * deep[1] + deep[2]
         ),
-        st.tuples(parts, st.integers(1, 3000)).map(lambda many: "|".join([many[0]] * many[1])),
+        st.tuples(parts, st.integers(1, 3000)).map(
+            lambda many: "|".join([many[0]] * many[1])[:20_000]
+        ),
     )
 
 
