@@ -78,6 +78,10 @@ def decode_manifest(text: str, where: Path) -> Manifest:
         for name in [*(record.name for record in manifest.shards), *manifest.files]:
             if not NAME.fullmatch(name):  # it may lead out of the folder
                 raise ValueError(f"{name!r} is no name of a file in it")
+        for record in manifest.shards:
+            for start, end in record.copy_ranges.values():
+                if not 0 <= start <= end <= record.bytes:
+                    raise ValueError(f"{record.name} has no bytes {start} to {end}")
         for entry in manifest.files.values():
             kinds = {key: type(value) for key, value in entry.items()}
             if kinds != {"bytes": int, "sha256": str}:
