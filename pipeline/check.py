@@ -40,6 +40,8 @@ def read_job(manifest: Manifest) -> Job:
         for split in {*job.splits, *(record.split for record in manifest.shards)}:
             if not 0 <= job.splits[split]["copies"] <= MAX_COPY:
                 raise ValueError(f"{split} has {job.splits[split]['copies']} copies")
+        if not 0 <= job.seed < 2**64:
+            raise ValueError(f"the seed is {job.seed}")
         if job.network is not None and not isinstance(job.network["n_total"], int):
             raise ValueError(f"a network saw {job.network['n_total']!r} samples")
         if job.network is not None and job.network["shape"] != list(job.shape or ()):
