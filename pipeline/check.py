@@ -44,11 +44,12 @@ def read_job(manifest: Manifest) -> Job:
             raise ValueError(f"the seed is {job.seed}")
         if job.network is not None and not isinstance(job.network["n_total"], int):
             raise ValueError(f"a network saw {job.network['n_total']!r} samples")
-        if job.network is not None and job.network["shape"] != list(job.shape or ()):
-            raise ValueError(f"features have the shape {job.network['shape']!r}")
-        if job.shape is not None and not 0 < math.prod(job.shape) <= MAX_PIXELS * 3:
-            raise ValueError(f"images have the shape {job.shape}")
-    except (ValueError, KeyError) as err:
+        shapes = [job.shape, job.network and tuple(job.network["shape"])]
+        for shape in filter(None, shapes):
+            is_shape = all(isinstance(n, int) and n > 0 for n in shape)
+            if not is_shape or math.prod(shape) > MAX_PIXELS * 3:
+                raise ValueError(f"images have the shape {shape}")
+    except (ValueError, KeyError, TypeError) as err:
         raise Damaged(
             f"the manifest is damaged ({first_line(err)}); write the output again with --overwrite"
         ) from err
