@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def read_job(manifest: Manifest) -> Job:
             raise ValueError(f"the seed is {job.seed}")
         if job.network is not None and not isinstance(job.network["n_total"], int):
             raise ValueError(f"a network saw {job.network['n_total']!r} samples")
-        shapes = [job.shape, job.network and tuple(job.network["shape"])]
+        shapes: list[Any] = [job.shape, job.network and job.network["shape"]]
         for shape in filter(None, shapes):
             is_shape = all(isinstance(n, int) and n > 0 for n in shape)
             if not is_shape or math.prod(shape) > MAX_PIXELS * 3:
