@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from datasets.errors import Damaged, EnvironmentFailed, UserError
+from datasets.errors import Damaged, EnvironmentFailed, UserError, printable
 from datasets.storage import failure, place
 
 if TYPE_CHECKING:
@@ -729,7 +729,7 @@ def verify(
     """Check every hash, size and count of an output; exit code 3 if anything is damaged."""
     from pipeline.check import check
 
-    print(check(folder, deep=deep, dataset=dataset, data_dir=data_dir))
+    print(printable(check(folder, deep=deep, dataset=dataset, data_dir=data_dir)))
 
 
 @app.command()
@@ -815,7 +815,7 @@ def clean(
 
     n = 0
     for line in remove(folder):
-        print(line)
+        print(printable(line))
         n += 1
     print(f"{n} unfinished under {folder}")
 

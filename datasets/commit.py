@@ -42,7 +42,7 @@ from datasets.manifest import (
     read_record,
 )
 from datasets.schema import canonical_json
-from datasets.storage import write_atomically
+from datasets.storage import walk, write_atomically
 from datasets.versions import VERSION, latest
 
 RECORDS = ".records"
@@ -169,10 +169,16 @@ def refuse_to_replace(out: Path, overwrite: bool) -> None:
 
 def read_records(partial: Path) -> dict[str, Record]:
     """The shards that are done, by name: those whose record and whole file are there."""
-    sizes = storage.files_below(partial)
+    sizes, done = storage.files_below(partial), {}
     names = [name for name in sorted(sizes) if name.startswith(RECORDS) and is_record(name)]
-    records = (read_record(json.loads(data)) for data in storage.read_each(partial, names))
-    return {record.name: record for record in records if sizes.get(record.name) == record.bytes}
+    for data in storage.read_each(partial, names):
+        try:
+            record = read_record(json.loads(data))
+        except (ValueError, KeyError, TypeError):  # cut by a crash of the machine: written again
+            continue
+        if sizes.get(record.name) == record.bytes:
+            done[record.name] = record
+    return done
 
 
 def is_record(name: str) -> bool:
@@ -259,20 +265,24 @@ def clean(folder: Path) -> Iterator[str]:
         return
     busy: list[str] = []
     beside = partial_folders(folder.absolute())
-    for path in sorted({*beside, *(p.absolute() for p in folder.rglob(".*") if p.is_dir())}):
-        found = UNFINISHED.fullmatch(path.name)
-        if not found:
+    found = walk(folder) if folder.is_dir() else ()
+    below = {path.absolute() for path in found if UNFINISHED.fullmatch(path.name)}
+    for path in sorted({*beside, *below}):
+        match = UNFINISHED.fullmatch(path.name)
+        # What is no folder, or would belong to the folder itself, is no work of a run.
+        if not match or match["out"] in (".", "..") or path.is_symlink() or not path.is_dir():
             continue
-        out = path.with_name(found["out"])
+        out = path.with_name(match["out"])
         try:
             with hold(out):
                 if path.is_dir():  # else an earlier line has dealt with it
-                    yield clean_one(path, out, partial_folder(out, found["job"]))
+                    yield clean_one(path, out, partial_folder(out, match["job"]))
         except OutputBusy as err:
             busy.append(str(err))
     # Last, since an index is of use or not by what stands in the output's place.
-    below = ((INDEX.fullmatch(p.name), p.absolute()) for p in folder.rglob(".*"))
-    outs = {folder.absolute(), *(p.with_name(match["out"]) for match, p in below if match)}
+    known = walk(folder) if folder.is_dir() else ()
+    named = ((INDEX.fullmatch(p.name), p.absolute()) for p in known)
+    outs = {folder.absolute(), *(p.with_name(match["out"]) for match, p in named if match)}
     for out in sorted(out for out in outs if stale_indexes(out)):
         try:
             with hold(out):

@@ -12,6 +12,8 @@ from typing import Any
 
 from datasets.errors import EnvironmentFailed, first_line
 
+MOST_GROWTH, LEAST_LIMIT = 10, 10_000_000  # of an extracted archive; bytes that always may be
+
 
 def fetch(url: str, checksum: str, path: Path) -> Path:
     """`path`, which holds the file at `url`; downloaded unless it is there already.
@@ -72,6 +74,21 @@ class Bar:
         self.progress.stop()
 
 
+class Filter:
+    """`tarfile`'s own filter against what leads out of a folder, and against bombs: all members
+    together may take ten times the archive's bytes, and each at least the 512 of its header."""
+
+    def __init__(self, archive_bytes: int) -> None:
+        self.n_bytes, self.most = 0, MOST_GROWTH * archive_bytes + LEAST_LIMIT
+
+    def __call__(self, member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+        """Raises: TarError if the member is not to be extracted."""
+        self.n_bytes += 512 + member.size
+        if self.n_bytes > self.most:
+            raise tarfile.TarError(f"its members take more than {self.most:,} bytes")
+        return tarfile.data_filter(member, path)
+
+
 def extract(archive: Path, inside: str, folder: Path) -> Path:
     """`folder/inside`, taken whole out of the .tar.gz archive unless it is there already.
 
@@ -91,7 +108,7 @@ def extract(archive: Path, inside: str, folder: Path) -> Path:
     try:
         with place as scratch:
             with tarfile.open(archive) as tar:
-                tar.extractall(scratch, filter="data")
+                tar.extractall(scratch, filter=Filter(archive.stat().st_size))
             try:
                 (Path(scratch) / inside).rename(target)
             except OSError:

@@ -15,6 +15,15 @@ ImageError is no UserError: it is one unusable input, which is quarantined by na
 
 from __future__ import annotations
 
+import re
+
+# What a terminal obeys and does not show: control characters, line breaks, marks that turn the
+# direction of writing, and halves of characters.
+UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+MAX_LINE = 4_000  # characters of a line that is printed
+
 
 class UserError(Exception):
     """Says where, what was found, what was expected and what to do, in one line."""
@@ -69,3 +78,10 @@ class ImageError(Exception):
 def first_line(err: Exception) -> str:
     """What another library says of an error, in one line without its full stop."""
     return (str(err).splitlines() or [type(err).__name__])[0].rstrip(" .;:")
+
+
+def printable(text: str) -> str:
+    """The text as one line that a terminal shows and does not obey: names of files may hold line
+    breaks and escape sequences. The middle of a very long one is left out."""
+    line = UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
+    return line if len(line) <= MAX_LINE else f"{line[:3000]} ... {line[-900:]}"

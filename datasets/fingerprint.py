@@ -16,6 +16,8 @@ from datasets.source import Samples, Source, Stamped
 if TYPE_CHECKING:
     from datasets.index import Entry
 
+AFTER_ERROR = 1000  # refs that are asked for at once: a million bad ones must not copy all the rest
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -86,14 +88,14 @@ def digest_of(data: np.ndarray | bytes) -> bytes:
 
 def read_each(source: Source, refs: Sequence[object]) -> Iterator[np.ndarray | bytes | OSError]:
     """What the source gives for each ref, or the OSError where it cannot be read."""
-    start = 0
+    start, n = 0, len(refs)
     while start < len(refs):
         try:
-            for data in source.read(refs[start:]):
+            for data in source.read(refs[start : start + n]):
                 start += 1
                 yield data
         except OSError as err:
-            start += 1
+            start, n = start + 1, AFTER_ERROR
             yield err
 
 

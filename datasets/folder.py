@@ -14,7 +14,7 @@ from datasets.errors import SourceError
 from datasets.images import SUFFIXES
 from datasets.shard_files import find_shards
 from datasets.source import Listing, Samples, is_held_out, read_files, stamps_of
-from datasets.storage import entries, files_below, is_object, key
+from datasets.storage import entries, files_below, is_folder, is_object, key
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
@@ -105,7 +105,7 @@ class Folder:
 
     def _subfolders(self, folder: Path) -> list[str]:
         try:
-            found = [name for name, is_folder in entries(folder) if is_folder]
+            found = [name for name, is_dir in entries(folder) if is_dir]
         except OSError as err:
             raise SourceError(f"{folder}: {err.strerror}; expected a readable folder") from err
         return sorted(name for name in found if not name.startswith("."))
@@ -113,8 +113,8 @@ class Folder:
     def _loose(self, folder: Path) -> Iterator[str]:
         """The files in the folder itself, as what is passed over."""
         above = "" if folder == self.root else f"{folder.name}/"
-        for name, is_folder in entries(folder):
-            if not name.startswith(".") and not is_folder:
+        for name, is_dir in entries(folder):
+            if not name.startswith(".") and not is_dir:
                 path = readable(above + name)
                 yield f"{path} (an image in no class folder)" if is_image(path) else path
 
@@ -143,19 +143,27 @@ class Folder:
                 if not any(part.startswith(".") for part in name.split("/")):
                     yield f"{inside}/{name}"
             return
-        visited: set[tuple[int, int]] = set()
-        for path, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
-            status = os.stat(path)
+        # No recursion, neither ours nor that of `os.walk`: folders may be nested by the thousand.
+        waiting, visited = [str(folder)], set[tuple[int, int]]()
+        while waiting:
+            path = waiting.pop()
+            try:
+                status, found = os.stat(path), list(os.scandir(path))
+            except OSError as err:
+                raise SourceError(f"{path}: {err.strerror}; expected a readable folder") from err
             if (status.st_dev, status.st_ino) in visited:  # a link back to where we came from
-                folders.clear()
                 continue
             visited.add((status.st_dev, status.st_ino))
+            folders, below = [], os.path.relpath(path, self.root)
+            for entry in found:
+                if entry.name.startswith("."):
+                    continue
+                if is_folder(entry):
+                    folders.append(entry.path)
+                else:
+                    yield os.path.join(below, entry.name)
             # Sorted, so that of two links to one folder it is always the same that is followed.
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            below = os.path.relpath(path, self.root)
-            for name in names:
-                if not name.startswith("."):
-                    yield os.path.join(below, name)
+            waiting += sorted(folders, reverse=True)
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
         return read_files(self.root, refs)
@@ -166,7 +174,3 @@ class Folder:
 
 def is_image(name: str) -> bool:
     return name.lower().endswith((*SUFFIXES, *OTHER_SUFFIXES))
-
-
-def unreadable(err: OSError) -> None:
-    raise SourceError(f"{err.filename}: {err.strerror}; expected a readable folder") from err

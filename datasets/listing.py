@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.errors import SourceError
+from datasets.errors import SourceError, first_line
 from datasets.folder import source_name, split_by_hash
 from datasets.labels import as_name, is_missing
 from datasets.source import Listing, Samples, read_files, stamps_of
@@ -20,6 +20,9 @@ from datasets.storage import readable
 PATH = ("path", "image", "file", "file_name", "filename")
 LABEL = ("label", "class")
 SPLIT = ("split",)
+# Rows of a Parquet list that are read at once, of all of it, and bytes of their texts: one of 1 MB
+# may say one text a billion times.
+BATCH, MAX_ROWS, MAX_BYTES = 4096, 20_000_000, 2**30
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
@@ -71,19 +74,42 @@ class ListFile:
     def _columns(self) -> dict[str, list[Any]]:
         try:
             if self.file.suffix.lower() == ".parquet":
-                import pyarrow.parquet as pq
-
-                with pq.ParquetFile(readable(self.file)) as table:
-                    found: dict[str, list[Any]] = table.read().to_pydict()
-                return found
+                return self._parquet_columns()
             # utf-8-sig: spreadsheets put a byte order mark in front of the first column's name.
             with self.file.open("r", newline="", encoding="utf-8-sig") as file:
-                rows = list(csv.DictReader(file, strict=True))
+                reader = csv.DictReader(file, strict=True)
+                refuse_doubles(list(reader.fieldnames or ()))
+                rows = list(reader)
         except (OSError, ValueError, csv.Error) as err:
-            raise SourceError(f"{self.file}: cannot be read as a list: {err}") from err
+            raise SourceError(f"{self.file}: cannot be read as a list: {first_line(err)}") from err
         if not rows:
             raise SourceError(f"{self.file}: has no rows; expected a header and a row an image")
-        return {name: [row[name] for row in rows] for name in rows[0] if name is not None}
+        for number, row in enumerate(rows, 1):
+            if None in row:
+                raise SourceError(
+                    f"{self.file}: row {number} has more cells than there are columns; put those "
+                    "with a comma in quotes"
+                )
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    def _parquet_columns(self) -> dict[str, list[Any]]:
+        """The values of the columns that a list may have; no others are read."""
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(readable(self.file)) as file:
+            refuse_doubles(file.schema_arrow.names)
+            if file.metadata.num_rows > MAX_ROWS:
+                raise ValueError(f"more than {MAX_ROWS:,} rows; split the list")
+            columns: dict[str, list[Any]] = {name: [] for name in file.schema_arrow.names}
+            wanted = [name for name in columns if name in (*PATH, *LABEL, *SPLIT)]
+            n_bytes = 0
+            for batch in file.iter_batches(BATCH, columns=wanted):
+                n_bytes += batch.nbytes
+                if n_bytes > MAX_BYTES:
+                    raise ValueError(f"more than {MAX_BYTES:,} bytes of text; split the list")
+                for name, values in batch.to_pydict().items():
+                    columns[name] += values
+        return columns
 
     def _column(self, columns: dict[str, list[Any]], wanted: tuple[str, ...]) -> list[Any]:
         for name in wanted:
@@ -99,3 +125,10 @@ class ListFile:
 
     def stamps(self, refs: Sequence[str]) -> list[str | None]:
         return stamps_of(self.file.parent, refs)
+
+
+def refuse_doubles(names: list[str]) -> None:
+    """Raises: ValueError if two of the columns that a list may have share a name."""
+    for name in (*PATH, *LABEL, *SPLIT):
+        if names.count(name) > 1:
+            raise ValueError(f"{names.count(name)} columns are named {name!r}; rename all but one")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
 from datasets import storage
-from datasets.errors import Damaged, OutputError
+from datasets.errors import Damaged, OutputError, first_line
 from datasets.schema import canonical_json
+from datasets.source import read_file
 
 MANIFEST = "_manifest.json"  # readers of whole folders pass over what begins so
 SUCCESS = "_SUCCESS"
+NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]*")  # of a file of an output
 
 
 @dataclass(frozen=True)
@@ -62,17 +65,32 @@ def encode_manifest(manifest: Manifest) -> str:
 
 def decode_manifest(text: str, where: Path) -> Manifest:
     """Raises: Damaged if a single byte differs from what `encode_manifest` wrote."""
+    from pydantic import TypeAdapter
+
     try:
         body = json.loads(text)
         found = body.pop("sha256")
         whole = canonical_json({**body, "sha256": found}) == text
         if not whole or found != sha256_text(canonical_json(body)):
             raise ValueError("its own sha256 does not fit")
-        records = [read_record(r) for r in body.pop("shards")]
-        return Manifest(shards=records, **body)
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        manifest: Manifest = TypeAdapter(Manifest).validate_python(body)
+        names = [*(record.name for record in manifest.shards), *manifest.files]
+        for name in names:
+            if not NAME.fullmatch(name):  # it may lead out of the folder
+                raise ValueError(f"{name!r} is no name of a file in it")
+        for record in manifest.shards:
+            for start, end in record.copy_ranges.values():
+                if not 0 <= start <= end <= record.bytes:
+                    raise ValueError(f"{record.name} has no bytes {start} to {end}")
+        for entry in manifest.files.values():
+            kinds = {key: type(value) for key, value in entry.items()}
+            if kinds != {"bytes": int, "sha256": str}:
+                raise ValueError(f"a file is described by {entry!r}")
+        return manifest
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise Damaged(
-            f"{where}: the manifest is damaged ({err}); write the output again with --overwrite"
+            f"{where}: the manifest is damaged ({first_line(err)}); write the output again with "
+            "--overwrite"
         ) from err
 
 
@@ -97,9 +115,9 @@ def is_output(folder: Path) -> bool:
     """Whether `pipeline augment` wrote the folder: its manifest says so. Others write a `_SUCCESS`
     too, and what they wrote is never to be replaced."""
     try:
-        found = json.loads((folder / MANIFEST).read_bytes())
+        found = json.loads(read_file(folder / MANIFEST))
         return isinstance(found, dict) and {"job_sha256", "shards", "probe"} <= set(found)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 
@@ -120,7 +138,12 @@ def read_manifest(folder: Path) -> Manifest:
         text = path.read_bytes().decode()
     except UnicodeDecodeError as err:
         raise Damaged(f"{path}: the manifest is damaged ({err.reason})") from err
-    return decode_manifest(text, path)
+    manifest = decode_manifest(text, path)
+    names = [*(record.name for record in manifest.shards), *manifest.files]
+    for name in () if storage.is_object(folder) else names:
+        if (folder / name).exists() and not (folder / name).is_file():  # a pipe would never end
+            raise Damaged(f"{folder / name}: no regular file; write the output with --overwrite")
+    return manifest
 
 
 def damages(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -163,7 +163,10 @@ def read_schema(path: Path) -> Schema:
             params=tuple(n for n in found.names if n not in (*FIXED, LIBRARY)),
             library=LIBRARY in found.names,
         )
-    except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError, TypeError) as err:
+    except (
+        *(pa.ArrowException, OSError, KeyError, ValueError, AttributeError, TypeError),
+        RecursionError,
+    ) as err:
         raise Damaged(f"{path}: not a shard of `pipeline augment`: {err}") from err
 
 

@@ -22,7 +22,7 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
         for pattern in (PARQUET, TFRECORD):
             found: dict[str, dict[Path, str]] = {}
             for path in sorted(folder.iterdir(), key=str) if folder.is_dir() else ():
-                if match := pattern.fullmatch(path.name):
+                if (match := pattern.fullmatch(path.name)) and path.is_file():
                     found.setdefault(match["split"].lower(), {})[path] = match["part"]
             for split, parts in found.items():
                 check_whole(folder, split, list(parts.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from datasets import tfrecord
-from datasets.errors import Damaged, ImageError, SourceError
+from datasets.errors import Damaged, ImageError, SourceError, first_line
 from datasets.fingerprint import read_each
 from datasets.folder import source_name
 from datasets.images import opened
@@ -22,6 +23,9 @@ from datasets.storage import place, readable
 
 IMAGE = ("image", "img")
 LABEL = ("label", "labels", "fine_label")
+# Rows of a row group that are decoded at once, bytes of its images, and rows of a file: one of 1 MB
+# may say one image, or one label, a billion times.
+BATCH, MAX_BYTES, MAX_ROWS = 64, 2**31, 20_000_000
 
 
 def is_grey(data: np.ndarray | bytes | OSError) -> bool:
@@ -33,6 +37,21 @@ def is_grey(data: np.ndarray | bytes | OSError) -> bool:
         return True
 
 
+def as_shape(dimensions: Any) -> tuple[int, int, int]:
+    """Raises: ValueError, TypeError if they are not (height, width, 1 or 3)."""
+    height, width, channels = map(int, dimensions)
+    if min(height, width) < 1 or channels not in (1, 3):
+        raise ValueError(f"the shape {height}x{width}x{channels}")
+    return height, width, channels
+
+
+def as_pixels(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    """Raises: OSError if there are more or fewer than the shape has."""
+    if len(data) != math.prod(shape):
+        raise OSError(f"has {len(data):,} bytes, expected {'x'.join(map(str, shape))} pixels")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
 @dataclass(frozen=True)
 class Column:
     """How the rows of Parquet shards are told: names of columns, class names, shape where raw."""
@@ -40,7 +59,7 @@ class Column:
     image: str
     label: str
     classes: tuple[str, ...]
-    shape: tuple[int, ...] | None
+    shape: tuple[int, int, int] | None
     has_origin: bool  # sample_id and copy, as ours have
 
 
@@ -145,9 +164,16 @@ class Shards:
                     "features.Tensor of uint8 with encoding 'bytes'"
                 )
             ref = str(path), record.offset, record.length
-            is_ours = {"sample_id", "copy"} <= known
-            origin = (record.one("sample_id").decode(), record.one("copy")) if is_ours else ()
-            yield ref, record.one("label"), *origin
+            origin = [record.one(name) for name in ("sample_id", "copy") if name in known]
+            if list(map(type, origin)) == [bytes, int]:  # else another's, of the same name
+                yield (
+                    ref,
+                    record.one("label"),
+                    origin[0].decode(errors="backslashreplace"),
+                    origin[1],
+                )
+            else:
+                yield ref, record.one("label")
 
     def _parquet_rows(self, path: Path) -> Iterator[tuple[Any, ...]]:
         import pyarrow as pa
@@ -160,13 +186,17 @@ class Shards:
                 for name in (columns.image, *wanted):
                     if name not in file.schema_arrow.names:
                         raise SourceError(f"{path}: no column {name!r}, which {self.first} has")
+                if file.metadata.num_rows > MAX_ROWS:
+                    raise SourceError(f"{path}: more than {MAX_ROWS:,} rows; split it")
                 for group in range(file.num_row_groups):
                     table = file.read_row_group(group, wanted)
                     rows = zip(*(table[name].to_pylist() for name in wanted), strict=True)
                     for i, row in enumerate(rows):
                         yield (str(path), group, i), *row
-        except (pa.ArrowException, OSError) as err:
-            raise SourceError(f"{path}: cannot be read: {err}; fetch or write it again") from err
+        except (pa.ArrowException, OSError, ValueError) as err:
+            raise SourceError(
+                f"{path}: cannot be read: {first_line(err)}; fetch or write it again"
+            ) from err
 
     @cached_property
     def columns(self) -> Column:
@@ -178,8 +208,8 @@ class Shards:
             found = pq.read_schema(readable(self.first))
         except (pa.ArrowException, OSError) as err:
             raise SourceError(f"{self.first}: not a Parquet file: {err}") from err
-        image = next((n for n in IMAGE if n in found.names), None)
-        label = next((n for n in LABEL if n in found.names), None)
+        image = next((n for n in IMAGE if found.names.count(n) == 1), None)
+        label = next((n for n in LABEL if found.names.count(n) == 1), None)
         if image is None or label is None:
             raise SourceError(
                 f"{self.first}: its columns are {', '.join(found.names)}; expected an image column "
@@ -195,19 +225,24 @@ class Shards:
                 "image files as binary or as struct<bytes, path>"
             )
         meta = found.field(image).metadata or {}
-        shape = meta.get(b"shape") if meta.get(b"encoding") == b"raw" else None
         try:
+            is_raw = meta.get(b"encoding") == b"raw" and b"shape" in meta
+            shape = as_shape(json.loads(meta[b"shape"])) if is_raw else None
             classes = names_in(found.metadata, label)
-        except (ValueError, AttributeError) as err:
+        except (ValueError, TypeError, AttributeError, RecursionError) as err:
             raise SourceError(
-                f"{self.first}: its `huggingface` metadata cannot be read: {err}; write it again"
+                f"{self.first}: its shape or `huggingface` metadata cannot be read: {err}; write "
+                "it again"
             ) from err
+        kinds = {n: found.field(n).type for n in ("sample_id", "copy") if found.names.count(n) == 1}
         return Column(
             image=image,
             label=label,
             classes=classes,
-            shape=tuple(json.loads(shape)) if shape else None,
-            has_origin={"sample_id", "copy"} <= set(found.names),
+            shape=shape,
+            has_origin=len(kinds) == 2  # else another's, of the same name
+            and pa.types.is_string(kinds["sample_id"])
+            and pa.types.is_integer(kinds["copy"]),
         )
 
     def _tfds_classes(self) -> tuple[str, ...]:
@@ -232,17 +267,15 @@ class Shards:
             if "tensor" not in image:
                 return None
             tensor = image["tensor"]
-            height, width, channels = map(int, tensor["shape"]["dimensions"])
+            shape = as_shape(tensor["shape"]["dimensions"])
             if (tensor["dtype"], tensor["encoding"]) != ("uint8", "bytes"):
                 raise ValueError(f"{tensor['dtype']} with encoding {tensor['encoding']!r}")
-            if min(height, width) < 1 or channels not in (1, 3):
-                raise ValueError(f"the shape {height}x{width}x{channels}")
-        except (OSError, ValueError, KeyError, TypeError) as err:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
             raise SourceError(
                 f"{path}: images are {err}; expected features.Image, or features.Tensor of uint8 "
                 "with encoding 'bytes' and a shape (height, width, 1 or 3)"
             ) from err
-        return height, width, channels
+        return shape
 
     def read(self, refs: Sequence[tuple[Any, ...]]) -> Iterator[np.ndarray | bytes]:
         return self._read_parquet(refs) if self.is_parquet else self._read_tfrecord(refs)
@@ -255,7 +288,7 @@ class Shards:
                 example = make.FromString(file.read(length))
             data = tfrecord.Stored(offset, length, example).one("image")
             shape = self.raw_shape
-            yield np.frombuffer(data, np.uint8).reshape(shape) if shape else data
+            yield as_pixels(data, shape) if shape else data
 
     def _read_parquet(self, refs: Sequence[tuple[str, int, int]]) -> Iterator[np.ndarray | bytes]:
         """A row group is read once for all the refs in it, when the first of them has its turn: a
@@ -268,20 +301,33 @@ class Shards:
         found: dict[int, Any] = {}
         for position, (path, group, _) in enumerate(refs):
             if position not in found:
-                images = self._row_group(path, group)
-                found |= {other: images[refs[other][2]].as_py() for other in wanted[path, group]}
+                found |= self._row_group(path, group, {refs[n][2]: n for n in wanted[path, group]})
             value = found.pop(position)
             data = value["bytes"] if isinstance(value, dict) else value
             if data is None:
                 raise OSError("has no bytes in the image column")
-            yield np.frombuffer(data, np.uint8).reshape(shape) if shape else data
+            yield as_pixels(data, shape) if shape else data
 
-    def _row_group(self, path: str, group: int) -> Any:
+    def _row_group(self, path: str, group: int, rows: dict[int, int]) -> dict[int, Any]:
+        """Position -> image, for row -> position."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        found: dict[int, Any] = {}
+        row = n_bytes = 0
         try:
             with pq.ParquetFile(readable(place(path))) as file:
-                return file.read_row_group(group, [self.columns.image])[self.columns.image]
+                for batch in file.iter_batches(BATCH, [group], [self.columns.image]):
+                    for i in range(len(batch)):
+                        if row + i in rows:
+                            found[rows[row + i]] = batch.column(0)[i].as_py()
+                    row += len(batch)
+                    n_bytes += batch.nbytes
+                    if n_bytes > MAX_BYTES:
+                        raise SourceError(
+                            f"{path}: a row group holds more than {MAX_BYTES:,} bytes of images; "
+                            "write it again with smaller ones"
+                        )
         except (pa.ArrowException, OSError) as err:  # its text may hold the path
             raise OSError("its row group cannot be read") from err
+        return found

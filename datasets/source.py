@@ -164,17 +164,17 @@ def stamps_of(folder: Path, refs: Sequence[str]) -> list[str | None]:
     return [file_stamp(os.path.join(root, ref)) for ref in refs]
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a file of a source.
+def read_file(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a file that somebody else wrote.
 
     Raises: OSError, with a `strerror` that holds no path, if it cannot be read, is no regular file
-      (a pipe or a device may never end) or is larger than 1 GB.
+      (a pipe or a device may never end) or is larger than `most` bytes.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
-    if found.st_size > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, at most {MAX_FILE_BYTES:,} are read")
+    if found.st_size > most:
+        raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, at most {most:,} are read")
     with path.open("rb") as file:
         return file.read(found.st_size)  # no more, even if it grows
 

@@ -124,9 +124,21 @@ def files_below(folder: Path) -> dict[str, int]:
         return {name.removeprefix(start): int(info["size"]) for name, info in found}
     return {
         path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
+        for path in sorted(walk(folder) if folder.is_dir() else ())
         if path.is_file()
     }
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Everything below the folder that can be looked at. Links are not followed, and folders may
+    be nested deeper than `Path.rglob` can recurse."""
+    waiting = [os.fspath(folder)]
+    while waiting:
+        with suppress(PermissionError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                yield Path(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
 
 
 def tags_below(folder: Path) -> dict[str, str]:
@@ -152,7 +164,15 @@ def entries(folder: Path) -> Iterator[tuple[str, bool]]:
                 yield name, info["type"] == "directory"
     else:
         for entry in os.scandir(folder):
-            yield entry.name, entry.is_dir()
+            yield entry.name, is_folder(entry)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or leads to one; a link that leads nowhere, or to itself, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def read_each(folder: Path, names: Sequence[str]) -> Iterator[bytes]:

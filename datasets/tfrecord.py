@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from datasets.errors import Damaged
 from datasets.schema import Encoding, Rows, Schema, canonical_json
+from datasets.source import read_file
 
 FEATURES = "features.json"
 DATASET_INFO = "dataset_info.json"
@@ -154,6 +155,8 @@ def records(path: Path, span: tuple[int, int] | None = None) -> Iterator[Stored]
             length, crc = HEAD.unpack(head)
             if masked_crc(head[:8]) != crc:
                 raise Damaged(f"{path}: a record's length at byte {offset - HEAD.size} is damaged")
+            if length > end - offset:  # never ask for more memory than the file could fill
+                raise Damaged(f"{path}: ends inside the record at byte {offset}")
             data, tail = file.read(length), file.read(CRC.size)
             if len(tail) < CRC.size or masked_crc(data) != CRC.unpack(tail)[0]:
                 raise Damaged(f"{path}: the record at byte {offset} is damaged")
@@ -222,8 +225,8 @@ def read_schema(path: Path) -> Schema:
     """
     folder = path.parent
     try:
-        features = json.loads((folder / FEATURES).read_text())["featuresDict"]["features"]
-        classes = tuple((folder / LABELS).read_text().split("\n")[:-1])
+        features = json.loads(read_file(folder / FEATURES))["featuresDict"]["features"]
+        classes = tuple(read_file(folder / LABELS).decode().split("\n")[:-1])
         found = features["image"]
         if "tensor" in found:
             encoding: Encoding = "raw"
@@ -232,7 +235,7 @@ def read_schema(path: Path) -> Schema:
             encoding = found["image"]["encodingFormat"]
             dimensions = found["image"]["shape"]["dimensions"]
         height, width, channels = map(int, dimensions)
-    except (OSError, ValueError, KeyError, TypeError) as err:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise Damaged(f"{folder}: its {FEATURES} and {LABELS} cannot be read: {err}") from err
     return Schema(
         encoding=encoding,

@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from datasets import images
 from datasets.catalog import open_source
-from datasets.errors import Damaged, ImageError, UserError
+from datasets.errors import Damaged, ImageError, UserError, first_line
 from datasets.fingerprint import fingerprint, scan
 from datasets.formats import FORMATS
+from datasets.images import MAX_PIXELS
 from datasets.manifest import Manifest, damages, read_manifest
 from datasets.schema import Rows, Schema
 from datasets.source import sample_keys
 from datasets.versions import reading
 from pipeline.job import Job, probe, read_policy
 from pipeline.plan import choose_samples
+from pipeline.rng import MAX_COPY
 
 RECOMPUTED = 64  # rows of an output that --deep makes again from the source
 
 
 def read_job(manifest: Manifest) -> Job:
-    """The job as it was, from its canonical form."""
-    job = manifest.job
-    pair = job["image_size"] and tuple(job["image_size"])
-    return Job(**{**job, "image_size": pair, "shape": job["shape"] and tuple(job["shape"])})
+    """The job as it was, from its canonical form.
+
+    Raises: Damaged if it is none that `pipeline augment` could have run.
+    """
+    from pydantic import TypeAdapter
+
+    try:
+        job: Job = TypeAdapter(Job).validate_python(manifest.job)
+        if not re.fullmatch(r"[a-z0-9_]+", job.dataset):  # a path would be read by --deep
+            raise ValueError(f"{job.dataset!r} is no name of a data set")
+        if job.format not in FORMATS:
+            raise ValueError(f"{job.format!r} is no format")
+        for split in {*job.splits, *(record.split for record in manifest.shards)}:
+            if not 0 <= job.splits[split]["copies"] <= MAX_COPY:
+                raise ValueError(f"{split} has {job.splits[split]['copies']} copies")
+        if not 0 <= job.seed < 2**64:
+            raise ValueError(f"the seed is {job.seed}")
+        if job.network is not None and not isinstance(job.network["n_total"], int):
+            raise ValueError(f"a network saw {job.network['n_total']!r} samples")
+        shapes: list[Any] = [job.shape, job.network and job.network["shape"]]
+        for shape in filter(None, shapes):
+            is_shape = all(isinstance(n, int) and n > 0 for n in shape)
+            if not is_shape or math.prod(shape) > MAX_PIXELS * 3:
+                raise ValueError(f"images have the shape {shape}")
+    except (ValueError, KeyError, TypeError) as err:
+        raise Damaged(
+            f"the manifest is damaged ({first_line(err)}); write the output again with --overwrite"
+        ) from err
+    return job
 
 
 def check(folder: Path, deep: bool, dataset: str | None, data_dir: Path) -> str:

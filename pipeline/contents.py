@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.errors import printable
 from datasets.formats import FORMATS
 from datasets.manifest import Manifest, read_manifest
 from datasets.versions import reading
+from pipeline.check import read_job
 from pipeline.report import size
 
 
@@ -20,9 +22,10 @@ def describe(folder: Path) -> None:
 
     with reading(folder) as found:
         manifest = read_manifest(found)
+        read_job(manifest)  # else its parts may be anything
         counts, ranges = collect(found, manifest)
     console = Console(markup=False, emoji=False)  # names are shown as they are
-    job = Table("job", Column(overflow="fold"), title=str(found), title_justify="left")
+    job = Table("job", Column(overflow="fold"), title=printable(str(found)), title_justify="left")
     for name, value in manifest.job.items():
         if name not in ("splits", "source"):
             job.add_row(name, str(value))
@@ -37,7 +40,7 @@ def describe(folder: Path) -> None:
     rows = Table(Column("class", overflow="fold"), *columns, title="images of each copy, by split")
     for label, name in enumerate(manifest.classes):
         if any(label in column for column in columns.values()):
-            rows.add_row(name, *[f"{column[label]:,}" for column in columns.values()])
+            rows.add_row(printable(name), *[f"{column[label]:,}" for column in columns.values()])
     rows.add_row("all", *[f"{column.total():,}" for column in columns.values()])
     console.print(rows)
 
@@ -47,7 +50,7 @@ def describe(folder: Path) -> None:
             table.add_row(name, f"{low:.3f}", f"{mean:.3f}", f"{high:.3f}")
         console.print(table)
     for name, why in manifest.quarantined:
-        console.print(f"not used: {name}: {why}", markup=False)
+        console.print(printable(f"not used: {name}: {why}"))
 
 
 def alike(counts: Counter[tuple[str, int, int]]) -> dict[str, Counter[int]]:

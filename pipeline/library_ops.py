@@ -5,18 +5,20 @@ from __future__ import annotations
 import ast
 import json
 import os
+import sys
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datasets.errors import PolicyError, first_line
+from datasets.source import read_file
 from pipeline.rng import op_number, words
 
 PREFIX = "albumentations."
-TRIES = 8  # of an op on a size, before any work: some change the shape by chance
+MAX_FILE_BYTES, MAX_VALUES = 100_000, 10_000  # of a saved policy, whose text has 10,000 characters
 MAX_RECORDED = 64  # numbers of one parameter that the `library_ops` column still writes out
 
 
@@ -81,49 +83,55 @@ class LibraryOp:
         if isinstance(node, ast.List | ast.Tuple):
             return tuple(cls._value(item, where) for item in node.elts)
         try:
-            return ast.literal_eval(node)
+            # A set is written in another order by each process, and means the same as a list.
+            if not any(isinstance(part, ast.Set) for part in ast.walk(node)):
+                return ast.literal_eval(node)
         except (ValueError, TypeError, SyntaxError):
-            raise PolicyError(f"{where}: {ast.unparse(node)} is not a plain value") from None
+            pass
+        raise PolicyError(f"{where}: {ast.unparse(node)} is not a plain value")
 
     @classmethod
     def from_file(cls, path: Path) -> tuple[LibraryOp, ...]:
-        """The transforms of a file saved by `albumentations.save`; read as data, never executed.
+        """The transforms of a file saved by `albumentations.save`; read as data, never executed,
+        and not built either: what they hold may be nothing that a policy can hold.
 
-        Raises: PolicyError if it cannot be read or holds something else.
+        Raises: PolicyError if it cannot be read or is no such file.
         """
         try:
+            text = read_file(path, MAX_FILE_BYTES).decode()
             if path.suffix == ".json":
-                saved = json.loads(path.read_text())
+                saved = json.loads(text)
             else:
                 import yaml
 
-                saved = yaml.safe_load(path.read_text())
+                saved = yaml.safe_load(text)
+            check_size(saved)
         except OSError as err:
-            raise PolicyError(f"{path}: {err.strerror}; expected a saved policy") from err
+            raise PolicyError(f"{err.strerror}; expected a saved policy") from err
         except Exception as err:
-            first = str(err).splitlines()[0] if str(err) else type(err).__name__
-            raise PolicyError(f"{path}: not a file saved by albumentations.save: {first}") from err
+            raise PolicyError(
+                f"not a file saved by albumentations.save: {first_line(err)}"
+            ) from err
         try:
             op = cls._from_saved(saved["transform"])
+            options = dict(op.arguments)
+            if op.class_name == "Compose" and options.get("p", 1.0) == 1.0:
+                return tuple(options["transforms"])
         except (KeyError, TypeError, AttributeError) as err:
             raise PolicyError(
-                f"{path}: not a file saved by albumentations.save (no {err}); save it with "
+                f"not a file saved by albumentations.save (no {err}); save it with "
                 "albumentations.save(transform, path, data_format='yaml')"
             ) from err
-        options = dict(op.arguments)
-        if op.class_name == "Compose" and options.get("p", 1.0) == 1.0:
-            ops: tuple[LibraryOp, ...] = tuple(options["transforms"])
-        else:
-            ops = (op,)
-        for one in ops:
-            one.build(str(path))
-        return ops
+        return (op,)
 
     @classmethod
     def _from_saved(cls, saved: dict[str, Any]) -> LibraryOp:
         class_name = saved["__class_fullname__"].removeprefix(PREFIX)
         unset = {"bbox_params", "keypoint_params", "additional_targets", "seed", "is_check_shapes"}
         skipped = {"__class_fullname__", *(unset if class_name == "Compose" else ())}
+        for name in (class_name, *saved):
+            if not str.isidentifier(name):  # it would be read as other code than it is
+                raise PolicyError(f"{name!r} is no transform of albumentations, nor an option")
         given = {
             k: tuple(cls._from_saved(t) for t in v)
             if k == "transforms"
@@ -164,22 +172,24 @@ class LibraryOp:
         except PolicyError:
             raise
         except Exception as err:
-            reason = "; ".join(line.strip() for line in str(err).splitlines()[:3])
+            lines = str(err).splitlines()[:3] or [type(err).__name__]
+            reason = "; ".join(line.strip() for line in lines)
             raise PolicyError(f"{where}: albumentations refuses {self!r}: {reason}") from err
 
 
-def try_out(ops: tuple[LibraryOp, ...], shapes: list[tuple[int, int, int]]) -> None:
-    """Runs each op on an image of each (height, width, channels), before any work is done.
-
-    Raises: PolicyError if one cannot run on it, or changes its shape or type.
-    """
-    for op in ops:
-        always = replace(op, arguments=(*[a for a in op.arguments if a[0] != "p"], ("p", 1.0)))
-        transform = always.build("policy")
-        for height, width, channels in shapes:
-            image = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
-            for seed in range(TRIES):
-                run_one(op, transform, image[..., 0] if channels == 1 else image, seed)
+def check_size(saved: object) -> None:
+    """Raises: ValueError if a file holds more than a policy can. Aliases let a few lines of YAML
+    stand for more values than there is memory, or hold themselves."""
+    waiting, n = [saved], 0
+    while waiting:
+        item = waiting.pop()
+        n += 1
+        if n > MAX_VALUES:
+            raise ValueError(f"holds more than {MAX_VALUES:,} values")
+        if isinstance(item, int) and abs(item) > sys.float_info.max:
+            raise ValueError(f"holds a number beyond {sys.float_info.max:.0e}")
+        waiting += [*item, *item.values()] if isinstance(item, dict) else ()
+        waiting += item if isinstance(item, list | tuple | set) else ()
 
 
 class LibraryStage:

@@ -21,7 +21,7 @@ from datasets.errors import SourceError, UserError
 from datasets.fingerprint import fingerprint, scan
 from datasets.source import Listing, Source, check_listing, sample_keys
 from pipeline import preview
-from pipeline.library_ops import LibraryStage, try_out
+from pipeline.library_ops import LibraryStage
 from pipeline.opencv_kernel import augment_batch, margin, prepare
 from pipeline.pixels import Pixels, load_pixels
 from pipeline.plan import AugmentConfig, choose_samples, refuse_too_many_bad
@@ -38,6 +38,7 @@ from pipeline.stream import (
     with_shapes,
 )
 from pipeline.task import common_shape, resolve_block_samples
+from pipeline.trial import try_out
 
 if TYPE_CHECKING:
     import tensorflow as tf

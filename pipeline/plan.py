@@ -22,7 +22,6 @@ from datasets.source import Listing, Samples, Source, check_listing
 from datasets.versions import latest, version_name
 from pipeline.base import Base, read_base
 from pipeline.job import Job, probe
-from pipeline.library_ops import try_out
 from pipeline.policy import resolve_policy
 from pipeline.report import Report, duration, size
 from pipeline.rng import MAX_COPY
@@ -37,6 +36,7 @@ from pipeline.task import (
     resolve_encoding,
     usable_shapes,
 )
+from pipeline.trial import try_out
 
 # Samples that are written for an estimate, two copies of each; more while they decode to 1 MB.
 FEW, MAX_MEASURED, MEASURED_BYTES = 8, 512, 2**20
@@ -180,6 +180,10 @@ def output_folder(config: AugmentConfig) -> Path:
     out = out.expanduser().resolve()
     if out == Path.cwd() or out == Path(out.anchor):
         raise UserError(f"--out {config.out}: expected a folder to make, such as augmented/photos")
+    try:  # the longest name beside it
+        partial_folder(out, "0" * 16).exists()
+    except OSError as err:
+        raise UserError(f"--out {out}: {err.strerror}; choose another place or name") from err
     refuse_nesting(out, config.dataset)
     return out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ PRESETS = {
 }
 # A mirrored digit is another sign, so digits are never flipped unless asked.
 DEFAULTS = {"digits": "shift(x=0.1, y=0.1)|rotate(degrees=10)|brightness(factor=0.2)"}
+MAX_TEXT = 10_000  # characters of a policy
 FILL_MODES = ("reflect", "constant", "edge", "wrap")
 
 
@@ -166,10 +168,34 @@ def parse_policy(text: str) -> Policy:
     A path ending in .yaml, .yml or .json is a file saved by `albumentations.save`.
     Raises: PolicyError that quotes the offending part and where it is.
     """
-    if text.endswith((".yaml", ".yml", ".json")):
-        return Policy(library=LibraryOp.from_file(Path(text)))
-    if len(text) > 10_000:
-        raise PolicyError(f"policy: {len(text):,} characters; at most 10,000 are read")
+    try:
+        if text.endswith((".yaml", ".yml", ".json")):
+            policy = read_saved(Path(text))
+        else:
+            policy = read_text(text)
+        written = str(policy)  # what is stored, and read again by workers
+    except RecursionError:
+        raise PolicyError(f"policy {text[:60]!r}...: nested too deeply; write fewer ops") from None
+    if len(written) > MAX_TEXT:
+        raise PolicyError(
+            f"policy: {len(written):,} characters with every option written out; at most "
+            f"{MAX_TEXT:,} are read: write fewer ops"
+        )
+    return policy
+
+
+def read_saved(path: Path) -> Policy:
+    """The policy of a file, through its text, so that what is stored can be read again."""
+    try:
+        return read_text(str(Policy(library=LibraryOp.from_file(path))))
+    except PolicyError as err:
+        raise PolicyError(f"{path}: {err}") from err
+
+
+def read_text(text: str) -> Policy:
+    """The policy that `text` writes in Python's syntax."""
+    if len(text) > MAX_TEXT:
+        raise PolicyError(f"policy: {len(text):,} characters; at most {MAX_TEXT:,} are read")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as err:
@@ -180,10 +206,14 @@ def parse_policy(text: str) -> Policy:
             "write ops as name(option=number), joined by |, for example "
             "shift(x=0.1)|rotate(degrees=15)"
         ) from None
-    try:
-        return build_policy(flatten(tree), text.strip())
-    except RecursionError:
-        raise PolicyError(f"policy {text[:60]!r}...: nested too deeply; write fewer ops") from None
+    for node in ast.walk(tree):
+        value = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(value, int | float | complex) and abs(value) > sys.float_info.max:
+            raise PolicyError(
+                f"policy, at character {getattr(node, 'col_offset', 0) + 1}: a number beyond "
+                f"{sys.float_info.max:.0e}; write a smaller one"
+            )
+    return build_policy(flatten(tree), text.strip())
 
 
 def flatten(node: ast.expr) -> list[ast.expr]:

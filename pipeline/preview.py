@@ -13,12 +13,13 @@ import numpy as np
 from datasets import images
 from datasets.blocks import limited
 from datasets.catalog import open_source
-from datasets.errors import EnvironmentFailed, ImageError, UserError
+from datasets.errors import Damaged, EnvironmentFailed, ImageError, UserError, printable
 from datasets.fingerprint import read_each
 from datasets.formats import FORMATS
 from datasets.manifest import read_manifest
 from datasets.source import check_listing, sample_keys
 from datasets.versions import reading
+from pipeline.check import read_job
 from pipeline.library_ops import PREFIX, LibraryStage
 from pipeline.opencv_kernel import augment_batch, prepare
 from pipeline.policy import resolve_policy
@@ -141,7 +142,8 @@ def from_output(folder: Path, split: str, n_samples: int, n_copies: int) -> Shee
 
 def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> Sheet:
     manifest = read_manifest(folder)
-    if manifest.job.get("network"):
+    job = read_job(manifest)
+    if job.network:
         raise UserError(
             f"{folder}: holds features, which are no images; name what they are made of"
         )
@@ -152,7 +154,7 @@ def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> She
         raise UserError(f"--split {split}: {folder} has {known}")
     found: dict[str, dict[int, tuple[Tile, int]]] = {}
     for record in shards:
-        for rows in FORMATS[manifest.job["format"]].read(folder / record.name):
+        for rows in FORMATS[job.format].read(folder / record.name):
             if rows.copy > n_copies:
                 break
             for i, sample_id in enumerate(rows.ids):
@@ -166,10 +168,13 @@ def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> She
                 found.setdefault(sample_id, {})[rows.copy] = (tile, int(rows.labels[i]))
         if len(found) == n_samples:
             break
-    names = [manifest.classes[next(iter(tiles.values()))[1]] for tiles in found.values()]
+    labels = [next(iter(tiles.values()))[1] for tiles in found.values()]
+    if not {*labels} <= {*range(len(manifest.classes))}:
+        raise Damaged(f"{folder}: has labels without a class; write it with --overwrite")
+    names = [manifest.classes[label] for label in labels]
     copies = sorted({copy for tiles in found.values() for copy in tiles})
     grid = [[tiles[copy][0] for copy in copies] for tiles in found.values()]
-    return Sheet(f"{folder.name}, {split}: {manifest.job['policy']}", names, copies, grid)
+    return Sheet(f"{folder.name}, {split}: {job.policy}", names, copies, grid)
 
 
 def draw(sheet: Sheet, out: Path) -> str:
@@ -218,7 +223,7 @@ def draw(sheet: Sheet, out: Path) -> str:
     except OSError as err:
         raise EnvironmentFailed(f"--out {out}: cannot be written ({err.strerror})") from err
     shown = f"{out}: {len(sheet.rows)} samples, {n_columns} images of each"
-    return "\n".join([shown, *(f"not shown: {reason}" for reason in sheet.bad)])
+    return "\n".join([shown, *(printable(f"not shown: {reason}") for reason in sheet.bad)])
 
 
 def enlarged(pixels: np.ndarray, tile_px: int = TILE_PX) -> Image.Image:
@@ -234,8 +239,10 @@ def enlarged(pixels: np.ndarray, tile_px: int = TILE_PX) -> Image.Image:
 
 def fitted(text: str, font: object, width: int) -> str:
     """The text, cut with an ellipsis where it is wider than `width` pixels."""
-    if font.getlength(text) <= width:  # type: ignore[attr-defined]
+    text = printable(text)
+    if len(text) <= width and font.getlength(text) <= width:  # type: ignore[attr-defined]
         return text
+    text = text[:width]  # of letters that are one pixel wide
     while text and font.getlength(text + "…") > width:  # type: ignore[attr-defined]
         text = text[:-1]
     return text + "…"

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from datasets.errors import printable
+
 if TYPE_CHECKING:
     from pipeline.offline import Summary
 
@@ -104,8 +106,10 @@ class Report:
     def write(self, text: str, message: str, fields: dict[str, Any]) -> None:
         if self.log_format == "json":
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            text = json.dumps({"time": now, "message": message, **fields})
-        print(text, file=sys.stderr, flush=True)
+            line = json.dumps({"time": now, "message": message, **fields})
+        else:
+            line = printable(text)
+        print(line, file=sys.stderr, flush=True)
 
     @contextmanager
     def progress(self, total: int, verb: str) -> Iterator[Progress]:

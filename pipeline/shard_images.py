@@ -51,6 +51,9 @@ class ShardImages:
             path = folder / record.name
             if sizes.get(record.name) != record.bytes:
                 raise Damaged(f"{path}: not as it was written; write the output with --overwrite")
+            found = self.reader.read_schema(path)
+            if (found.encoding, found.shape) != (self.job.encoding, self.job.shape):
+                raise Damaged(f"{path}: not as the manifest says; write it with --overwrite")
         broken = next(iter(damages(folder, manifest)), None) if verify else None
         if broken:
             raise Damaged(f"{folder / broken[0]}: {broken[1]}; write the output with --overwrite")
@@ -67,6 +70,8 @@ class ShardImages:
         n_samples = [len(names) for names, _ in tables]
         self.ids = [name for names, _ in tables for name in names]
         self.labels = np.concatenate([labels for _, labels in tables])
+        if not np.isin(self.labels, np.arange(len(self.classes))).all():
+            raise Damaged(f"{folder}: has labels without a class; write it with --overwrite")
         self.keys = sample_keys(self.ids)
         self.blocks = np.repeat(np.arange(self.n_blocks, dtype=np.uint64), n_samples)
         self.offsets = np.cumsum([0, *n_samples])

@@ -117,7 +117,9 @@ def test_metadata_that_is_not_of_the_hub_is_told_in_one_line(tmp_path: Path, inf
     path = tmp_path / "train-00000-of-00001.parquet"
     table = pa.table({"image": FILES, "label": [0] * 6})
     pq.write_table(table.replace_schema_metadata({"huggingface": info}), path)
-    with pytest.raises(SourceError, match=f"{path}: its `huggingface` metadata cannot be read: "):
+    with pytest.raises(
+        SourceError, match=f"{path}: its shape or `huggingface` metadata cannot be read: "
+    ):
         opened(tmp_path)
 
 
