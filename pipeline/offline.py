@@ -47,7 +47,7 @@ from pipeline.plan import (
     refuse_too_many_bad,
 )
 from pipeline.report import Report, size
-from pipeline.task import Task, n_images
+from pipeline.task import Tasks
 from pipeline.workers import run, start
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def write(
         done = read_records(partial)
         check_disk(plan, done)
         prepare_partial(plan.out, plan.job)
-        tasks = [task for task in plan.tasks() if task.name not in done]
+        tasks = plan.tasks(without=done)
         planned = time.monotonic()
         if done:
             report.say(
@@ -213,7 +213,7 @@ def write(
                 event="resume",
                 shards_done=len(done),
             )
-        records, first = run_tasks(config, tasks, client, report)
+        records, first = run_tasks(config, tasks, client, partial, report)
         worked = time.monotonic()
         shards = sorted([*done.values(), *records], key=lambda r: r.name)
         refuse_too_many_bad(
@@ -237,8 +237,9 @@ def write(
 
 def run_tasks(
     config: AugmentConfig,
-    tasks: list[Task],
+    tasks: Tasks,
     client: Callable[[], Client] | None,
+    partial: Path,
     report: Report,
 ) -> tuple[list[Record], float]:
     """The records of all tasks, and when the first one was started (monotonic seconds)."""
@@ -246,18 +247,19 @@ def run_tasks(
 
     records: list[Record] = []
     started: list[float] = []
-    with report.progress(sum(map(n_images, tasks)), "augmenting") as progress:
-        sizes = {task.name: n_images(task) for task in tasks}
+    with report.progress(sum(tasks.sizes.values()), "augmenting") as progress:
         for record in run(
             write_shard,
             tasks,
             config.workers,
             config.scheduler,
             client,
+            shared=partial / RUN,
+            say=report.say,
             on_ready=lambda: started.append(time.monotonic()),
         ):
             records.append(record)
-            progress.advance(sizes[record.name])
+            progress.advance(tasks.sizes[record.name])
     return records, started[0] if started else time.monotonic()
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +23,7 @@ from datasets.manifest import Record
 from datasets.schema import Rows, Schema
 from datasets.source import sample_keys
 from pipeline.decoder import DecoderProcess
-from pipeline.job import Job, probe, read_policy
+from pipeline.job import Job, differences, environment, read_policy
 from pipeline.library_ops import LibraryStage
 from pipeline.memory import keep_freed_memory
 from pipeline.opencv_kernel import augment_batch, prepare
@@ -61,20 +61,32 @@ def write_shard(task: Task) -> Record:
 
     Safe to run twice at once: each attempt has a file of its own, and both give the same bytes.
     Raises: EnvironmentFailed if the disk is full, an input changed since it was planned, or this
-      machine computes other pixels than the one that planned the job.
+      machine has other libraries, pixels or storage than the one that planned the job.
     """
     cv2.setNumThreads(1)  # a worker is one process a core
     keep_freed_memory()
-    if probe() != task.probe:
-        raise EnvironmentFailed(
-            f"worker {os.uname().nodename}: computes other pixels (probe {probe()}) than the "
-            f"machine that planned the job ({task.probe}); use the same library versions and "
-            "processor features on all"
-        )
+    check_worker(task)
     # An attempt that died has left its file: the inputs are decoded in a process of their own. The
     # file stays until the commit, since that attempt may also be slow and not dead.
-    died = any(task.folder.glob(f".{task.name}.*.tmp"))
+    died = attempt(task.folder, task.name, 0).exists()
     return finished(task.folder, task.name, lambda file: fill_shard(task, file, in_child=died))
+
+
+def check_worker(task: Task) -> None:
+    """Raises: EnvironmentFailed if this worker, which may have come after the others were checked,
+    would write other bytes or elsewhere."""
+    worker = f"worker {os.uname().nodename}"
+    if environment() != task.environment:
+        changed = differences(task.environment, environment())
+        raise EnvironmentFailed(
+            f"{worker}: differs from the machine that planned the job ({changed}); use the same "
+            "versions and processor features on all"
+        )
+    if not task.folder.is_dir():
+        raise EnvironmentFailed(
+            f"{worker}: does not see {task.folder}; give an --out on storage that all workers "
+            "share, under the same path"
+        )
 
 
 def finished(folder: Path, name: str, fill: Callable[[BinaryIO], Record]) -> Record:
@@ -82,9 +94,9 @@ def finished(folder: Path, name: str, fill: Callable[[BinaryIO], Record]) -> Rec
 
     Raises: EnvironmentFailed if it cannot be written.
     """
-    temporary = folder / f".{name}.{uuid.uuid4().hex}.tmp"
+    temporary, file = open_attempt(folder, name)
     try:
-        with temporary.open("wb") as file:
+        with file:
             record = fill(file)
             file.flush()
             os.fsync(file.fileno())
@@ -97,6 +109,24 @@ def finished(folder: Path, name: str, fill: Callable[[BinaryIO], Record]) -> Rec
         temporary.unlink(missing_ok=True)
         raise
     return record
+
+
+def attempt(folder: Path, name: str, number: int) -> Path:
+    """The file that a shard is written to at first. Those of attempts that died stay."""
+    return folder / f".{name}.{number}.tmp"
+
+
+def open_attempt(folder: Path, name: str) -> tuple[Path, BinaryIO]:
+    """A file that no other attempt at the shard has, found without listing the folder."""
+    for number in count():
+        path = attempt(folder, name, number)
+        try:
+            return path, path.open("xb")
+        except FileExistsError:
+            continue
+        except OSError as err:
+            raise EnvironmentFailed(disk_message(folder, err)) from err
+    raise AssertionError
 
 
 def disk_message(folder: Path, err: OSError) -> str:

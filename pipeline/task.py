@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from datasets.fingerprint import Scan
 from datasets.formats import FORMATS
 from datasets.schema import Encoding
 from datasets.source import Samples, Source
-from pipeline.job import Job
+from pipeline.job import Job, environment
 
 MAX_RAW_SIDE = 64  # pixels; up to here raw rows are smaller than what opening a PNG costs
 
@@ -26,7 +27,7 @@ class Task:
     name: The shard's file name. folder: Where it goes.
     digests: sha256 of each sample as it was when the job was planned.
     unreadable: Position -> reason, for samples that could not be read then.
-    probe: What `pipeline.job.probe` must give on the worker too.
+    environment: What `pipeline.job.environment` must give on the worker too.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Task:
     source: Source
     samples: Samples
     digests: list[bytes]
-    probe: str
+    environment: dict[str, str]
     unreadable: dict[int, str] = field(default_factory=dict)
 
 
@@ -118,35 +119,61 @@ def shard_names(job: Job) -> dict[str, list[str]]:
     }
 
 
-def plan_tasks(
-    job: Job,
-    classes: tuple[str, ...],
-    source: Source,
-    samples: dict[str, Samples],
-    scans: dict[str, Scan],
-    folder: Path,
-    probe: str,
-) -> Iterator[Task]:
-    """The tasks of a job, a shard each."""
-    for split, names in shard_names(job).items():
-        scan = scans[split]
-        blocks = place(samples[split].ids, job.seed, len(names))
-        for name, positions in zip(names, blocks, strict=True):
-            where = positions.tolist()
-            yield Task(
-                name=name,
-                folder=folder,
-                job=job,
-                classes=classes,
-                split=split,
-                source=source,
-                samples=samples[split].take(positions),
-                digests=[scan.digests[i] for i in where],
-                probe=probe,
-                unreadable={n: scan.errors[i] for n, i in enumerate(where) if i in scan.errors},
+class Tasks(Sequence[Task]):
+    """The tasks of a job, a shard each, those of most images first: each is made when it is asked
+    for, since a million of them would not fit in memory.
+
+    sizes: Name -> images that the task writes if every input is good, in the order of the tasks.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        classes: tuple[str, ...],
+        source: Source,
+        samples: dict[str, Samples],
+        scans: dict[str, Scan],
+        folder: Path,
+        without: Collection[str] = (),
+    ) -> None:
+        self.job, self.classes, self.source = job, classes, source
+        self.samples, self.scans, self.folder = samples, scans, folder
+        self.environment = environment()
+        shards = [
+            (name, split, positions)
+            for split, names in shard_names(job).items()
+            for name, positions in zip(
+                names, place(samples[split].ids, job.seed, len(names)), strict=True
             )
+            if name not in without
+        ]
+        n_copies = {split: len(job.copies(split)) for split in job.splits}
+        # The last tasks decide when a run ends, so the largest come first.
+        shards.sort(key=lambda shard: len(shard[2]) * n_copies[shard[1]], reverse=True)
+        self.shards = shards
+        self.sizes = {name: len(where) * n_copies[split] for name, split, where in shards}
 
+    def __len__(self) -> int:
+        return len(self.shards)
 
-def n_images(task: Task) -> int:
-    """Rows that the task writes if every input is good."""
-    return len(task.samples) * len(task.job.copies(task.split))
+    @overload
+    def __getitem__(self, i: int) -> Task: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Task]: ...
+    def __getitem__(self, i: int | slice) -> Task | list[Task]:
+        if isinstance(i, slice):
+            return [self[n] for n in range(*i.indices(len(self)))]
+        name, split, positions = self.shards[i]
+        scan, where = self.scans[split], positions.tolist()
+        return Task(
+            name=name,
+            folder=self.folder,
+            job=self.job,
+            classes=self.classes,
+            split=split,
+            source=self.source,
+            samples=self.samples[split].take(positions),
+            digests=[scan.digests[n] for n in where],
+            environment=self.environment,
+            unreadable={n: scan.errors[p] for n, p in enumerate(where) if p in scan.errors},
+        )
