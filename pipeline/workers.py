@@ -114,6 +114,8 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
         )
     )
     if scheduler is None:
+        scratch = str(scratch_folder())
+        stack.enter_context(dask.config.set({"temporary-directory": scratch}))
         cluster = stack.enter_context(
             LocalCluster(
                 n_workers=n_workers,
@@ -122,7 +124,7 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
                 # Any free port on this machine: the default one is fixed, open to the network, and
                 # warns where a second run finds it taken.
                 dashboard_address="127.0.0.1:0",
-                local_directory=str(scratch_folder()),
+                local_directory=scratch,
                 silence_logs=logging.CRITICAL,
             )
         )
