@@ -100,7 +100,8 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
     import dask
     from distributed import Client, LocalCluster
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in ("distributed", "distributed.client"):  # which has a level of its own
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     stack.enter_context(
         dask.config.set(
             {
@@ -165,10 +166,33 @@ def submit(
     tasks: Sequence[T],
     say: Callable[..., None],
 ) -> Iterator[R]:
-    """Results as they come; a task whose worker dies is run again on another. Dask sees tasks that
-    take little time in batches, and few of them at a time."""
+    """What `results` gives; EnvironmentFailed where the scheduler has died, whichever of the calls
+    to it notices."""
     from concurrent.futures import CancelledError
 
+    from distributed.comm import CommClosedError
+
+    try:
+        yield from results(client, scheduler, function, tasks, say)
+    except (CancelledError, OSError) as err:
+        ended = isinstance(err, CancelledError | CommClosedError) or client.status != "running"
+        if scheduler is None or not ended:
+            raise
+        raise EnvironmentFailed(
+            f"--scheduler {scheduler}: the Dask scheduler is gone; start it again and run the same "
+            "command, finished shards are kept"
+        ) from err
+
+
+def results(
+    client: Client,
+    scheduler: str | None,
+    function: Callable[[T], R],
+    tasks: Sequence[T],
+    say: Callable[..., None],
+) -> Iterator[R]:
+    """Results as they come; a task whose worker dies is run again on another. Dask sees tasks that
+    take little time in batches, and few of them at a time."""
     from distributed import KilledWorker
 
     finished: SimpleQueue[Future[tuple[float, list[R]]]] = SimpleQueue()
@@ -199,7 +223,7 @@ def submit(
             continue
         some = waiting.pop(future)
         try:
-            seconds, results = future.result()
+            seconds, found = future.result()
         except KilledWorker as err:
             if len(some) > 1:  # one after the other may have died on each of them
                 for i in some:
@@ -209,13 +233,8 @@ def submit(
                 f"workers died {err.allowed_failures} times on one task; look at the memory of the "
                 "workers and at the policy's library ops: no input by itself is the cause"
             ) from err
-        except CancelledError as err:
-            raise EnvironmentFailed(
-                f"--scheduler {scheduler}: the Dask scheduler is gone; start it again and run "
-                "the same command, finished shards are kept"
-            ) from err
         future.release()
-        yield from results
+        yield from found
 
 
 def run_batch(function: Callable[[T], R], tasks: list[T]) -> tuple[float, list[R]]:

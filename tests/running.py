@@ -60,7 +60,7 @@ def wait_until(found: Callable[[], object], what: str) -> None:
 def wait_for_first_shard(out: Path) -> None:
     """Until a run into `out` has written one."""
     pattern = f".{out.name}.partial-*/.records/[!.]*"
-    wait_until(lambda: any(out.parent.glob(pattern)), "the first shard")
+    wait_until(lambda: list(out.parent.glob(pattern)), "the first shard")
 
 
 def marked_processes(name: str, value: object) -> list[psutil.Process]:

@@ -212,7 +212,8 @@ def test_a_scheduler_that_dies_ends_the_run_and_a_new_one_goes_on(
         scheduler.kill()
         _, said = job.communicate(timeout=15)
     assert job.returncode == 5, said
-    (line,) = said.splitlines()
+    assert said.count("\n") == 1, said
+    line = said
     assert "the Dask scheduler is gone; start it again and run the same command" in line
     with Cluster(tmp_path) as dask:
         dask.scheduler(), dask.worker()
