@@ -170,7 +170,7 @@ def submit(
     to it notices."""
     from concurrent.futures import CancelledError
 
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     try:
         yield from results(client, scheduler, function, tasks, say)
