@@ -261,9 +261,10 @@ def test_no_process_outlives_a_killed_coordinator(tmp_path: Path, stopped: str) 
     if stopped == "everything":
         os.killpg(job.pid, signal.SIGSTOP)
     job.kill()
-    job.communicate()
+    job.wait()  # not for the end of its standard error, which the others hold open
     if stopped == "everything":
         for process in others:
             process.resume()
     _, alive = psutil.wait_procs(others, timeout=10)
     assert alive == []
+    job.communicate()
