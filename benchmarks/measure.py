@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = str(Path(sys.executable).with_name("pipeline"))
+CACHE = Path.home() / ".cache" / "augmentation-pipeline"
 PEERS_PYTHON = str(ROOT / ".venv-peers" / "bin" / "python")
 SCRATCH = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path.cwd()
 

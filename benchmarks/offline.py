@@ -17,10 +17,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from measure import PEERS_PYTHON, PIPELINE, ROOT, row, scratch_folder, seconds
+from measure import CACHE, PEERS_PYTHON, PIPELINE, ROOT, row, scratch_folder, seconds
 
 PEERS = ROOT / "benchmarks" / "peers"
-CACHE = Path.home() / ".cache" / "augmentation-pipeline"
 ROUNDS = 5  # all in turn, and the best of each counts: machines are not equally fast all the time
 WORKERS = 2
 

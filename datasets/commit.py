@@ -22,7 +22,6 @@ import json
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -203,6 +202,10 @@ def is_sealed(partial: Path) -> bool:
     return (partial / MANIFEST).is_file()
 
 
+def attempt_mark(partial: Path, name: str) -> Path:
+    return partial / RECORDS / f"{name}.attempt"
+
+
 @contextmanager
 def attempt(partial: Path, name: str) -> Iterator[None]:
     """Leaves a mark where the process dies in the block, for `has_died`; locally the unfinished
@@ -210,7 +213,7 @@ def attempt(partial: Path, name: str) -> Iterator[None]:
     if not storage.is_object(partial):
         yield
         return
-    mark = partial / RECORDS / f"{name}.{uuid.uuid4().hex}.attempt"
+    mark = attempt_mark(partial, name)
     write_atomically(mark, b"")
     try:
         yield
@@ -222,10 +225,8 @@ def attempt(partial: Path, name: str) -> Iterator[None]:
 def has_died(partial: Path, name: str) -> bool:
     """Whether an earlier attempt at a shard has not come to its end; it may also be slow."""
     if storage.is_object(partial):
-        start = f"{name}."
-        found = storage.files_below(partial / RECORDS)
-        return any(f.startswith(start) and f.endswith(".attempt") for f in found)
-    return any(partial.glob(f".{name}.*.tmp"))
+        return attempt_mark(partial, name).is_file()
+    return storage.attempt_file(partial / name, 0).exists()
 
 
 def commit(partial: Path, out: Path, overwrite: bool) -> None:

@@ -12,10 +12,10 @@ import os
 import re
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -212,14 +212,13 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     renamed; an object comes from a temporary file, so that a failed request can be repeated.
     """
     if is_object(path):
-        with tempfile.TemporaryFile(prefix="pipeline-") as file:
-            yield file
-            file.seek(0)
-            put(file, path)
+        with tempfile.TemporaryFile() as staged:
+            yield staged
+            put(staged, path)
         return
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary, file = open_attempt(path)
     try:
-        with temporary.open("wb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -227,6 +226,20 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def attempt_file(path: Path, number: int) -> Path:
+    """The file that one is written to at first. Those of attempts that died stay."""
+    return path.with_name(f".{path.name}.{number}.tmp")
+
+
+def open_attempt(path: Path) -> tuple[Path, BinaryIO]:
+    """A file that no other attempt has, found without listing the folder."""
+    for number in count():
+        temporary = attempt_file(path, number)
+        with suppress(FileExistsError):
+            return temporary, temporary.open("xb")
+    raise AssertionError
 
 
 def write_atomically(path: Path, data: bytes) -> None:

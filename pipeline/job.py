@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -87,6 +88,19 @@ def versions() -> dict[str, str]:
     """Versions of the libraries that make the bytes."""
     names = ("albumentations", "numpy", "opencv-python-headless", "pillow", "protobuf", "pyarrow")
     return {name: version(name) for name in names}
+
+
+@lru_cache(maxsize=1)
+def software() -> dict[str, str]:
+    """Versions that processes which work on one job must have in common."""
+    ours = ("augmentation-pipeline", "dask", "distributed")
+    python = ".".join(map(str, sys.version_info[:2]))
+    return {"python": python, **{name: version(name) for name in ours}, **versions()}
+
+
+def environment() -> dict[str, str]:
+    """`software`, and the probe of what it computes on this machine."""
+    return {**software(), "probe": probe()}
 
 
 @lru_cache(maxsize=1)

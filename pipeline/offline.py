@@ -52,7 +52,7 @@ from pipeline.plan import (
     refuse_too_many_bad,
 )
 from pipeline.report import Report, size
-from pipeline.task import Task, n_images
+from pipeline.task import Tasks
 from pipeline.workers import run, start
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def dry_run(config: AugmentConfig, report: Report) -> str:
 
 def describe_base(plan: Plan, base: Base) -> str:
     """What would be taken over, in a line."""
-    taken = [(task, task.carried) for task in plan.tasks(base) if task.carried]
+    taken = [(task, task.carried) for task in plan.tasks(base=base) if task.carried]
     n_whole = sum(carried.is_whole for _, carried in taken)
     n_rows = sum(
         int((carried.origins >= 0).sum()) * len(plan.job.copies(task.split))
@@ -178,12 +178,11 @@ def prepare_partial(out: Path, job: Job) -> None:
         )
 
 
-def check_disk(plan: Plan, tasks: list[Task]) -> None:
+def check_disk(plan: Plan, tasks: Tasks) -> None:
     """Raises: EnvironmentFailed if what these tasks write will not fit on the disk."""
     if storage.is_object(plan.out):
         return
-    new = [task for task in tasks if not (task.carried and task.carried.is_whole)]
-    left = sum(map(n_images, new)) / max(1, plan.n_images)
+    left = tasks.n_images_to_write / max(1, plan.n_images)
     free = shutil.disk_usage(existing(plan.out)).free
     if plan.n_images * left * largest_bytes(plan) * 2 < free:
         return  # it fits however it is encoded, so that nothing need be measured
@@ -272,8 +271,7 @@ def write(
             shards = read_manifest(plan.folder).shards
             return recorded(plan, summarize(plan, shards, (), seconds, was_done=False), report)
         done = read_records(partial)
-        tasks = plan.tasks(find_base(plan, config.overwrite, report))
-        tasks = [task for task in tasks if task.name not in done]
+        tasks = plan.tasks(done, find_base(plan, config.overwrite, report))
         check_disk(plan, tasks)
         prepare_partial(plan.folder, plan.job)
         planned = time.monotonic()
@@ -283,7 +281,7 @@ def write(
                 event="resume",
                 shards_done=len(done),
             )
-        made, first = run_tasks(config, tasks, client, report)
+        made, first = run_tasks(config, tasks, client, partial, report)
         worked = time.monotonic()
         shards = sorted([*done.values(), *(m.record for m in made)], key=lambda r: r.name)
         refuse_too_many_bad(
@@ -348,8 +346,9 @@ def save_index(plan: Plan, report: Report) -> None:
 
 def run_tasks(
     config: AugmentConfig,
-    tasks: list[Task],
+    tasks: Tasks,
     client: Callable[[], Client] | None,
+    partial: Path,
     report: Report,
 ) -> tuple[list[Made], float]:
     """How each shard was made, and when the first task was started (monotonic seconds)."""
@@ -357,14 +356,15 @@ def run_tasks(
 
     done: list[Made] = []
     started: list[float] = []
-    with report.progress(sum(map(n_images, tasks)), "augmenting") as progress:
-        sizes = {task.name: n_images(task) for task in tasks}
+    with report.progress(sum(tasks.sizes.values()), "augmenting") as progress:
         for made in run(
             make_shard,
             tasks,
             config.workers,
             config.scheduler,
             client,
+            shared=partial / RUN,
+            say=report.say,
             on_ready=lambda: started.append(time.monotonic()),
         ):
             if made.damage and not any(before.damage for before in done):
@@ -381,7 +381,7 @@ def run_tasks(
                 seconds=round(made.seconds, 3),
             )
             done.append(made)
-            progress.advance(sizes[made.record.name])
+            progress.advance(tasks.sizes[made.record.name])
     return done, started[0] if started else time.monotonic()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -21,17 +21,16 @@ from datasets.fingerprint import Scan, fingerprint, scan
 from datasets.source import Listing, Samples, Source, check_listing
 from datasets.versions import latest, version_name
 from pipeline.base import Base, read_base
-from pipeline.job import Job, probe
+from pipeline.job import Job
 from pipeline.policy import resolve_policy
 from pipeline.report import Report, duration, size
 from pipeline.rng import MAX_COPY
 from pipeline.task import (
     Task,
+    Tasks,
     common_shape,
     extreme_shapes,
-    n_images,
     plan_splits,
-    plan_tasks,
     resolve_block_samples,
     resolve_encoding,
     usable_shapes,
@@ -129,13 +128,13 @@ class Plan:
     def n_images(self) -> int:
         return sum(len(s) * len(self.job.copies(split)) for split, s in self.samples.items())
 
-    def tasks(self, base: Base | None = None) -> list[Task]:
-        """Those with most to do first; they take over from the base what they can."""
-        tasks = plan_tasks(
-            *(self.job, self.classes, self.source, self.samples, self.scans),
-            *(self.partial, probe(), base),
+    def tasks(self, without: Collection[str] = (), base: Base | None = None) -> Tasks:
+        """A task for each shard but those, largest first, which takes over from the base what it
+        can."""
+        job, folder = self.job, self.partial
+        return Tasks(
+            job, self.classes, self.source, self.samples, self.scans, folder, without, base
         )
-        return sorted(tasks, key=n_images, reverse=True)
 
 
 def choose_splits(config: AugmentConfig, listing: Listing) -> dict[str, int]:
@@ -292,7 +291,7 @@ def estimate_bytes(plan: Plan) -> tuple[float, float]:
 
     from pipeline.shard import fill_shard
 
-    task = max(plan.tasks(), key=n_images)
+    task = plan.tasks()[0]
     n = max(FEW, min(MAX_MEASURED, MEASURED_BYTES // largest_bytes(plan)))
     # First in a child, since an input may kill what decodes it; this also pays for the imports.
     some = excerpt(task, np.arange(min(n, len(task.samples))))

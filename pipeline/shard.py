@@ -24,7 +24,7 @@ from datasets.manifest import Record
 from datasets.schema import Rows, Schema
 from datasets.source import sample_keys
 from pipeline.decoder import DecoderProcess
-from pipeline.job import Job, probe, read_policy
+from pipeline.job import Job, differences, environment, read_policy
 from pipeline.library_ops import LibraryStage
 from pipeline.memory import keep_freed_memory
 from pipeline.opencv_kernel import augment_batch, prepare
@@ -66,21 +66,33 @@ def write_shard(task: Task, fill: Fill | None = None) -> Record:
     fill: What writes the rows, in another way than `fill_shard`.
     Safe to run twice at once: each attempt has a file of its own, and both give the same bytes.
     Raises: EnvironmentFailed if the disk is full, an input changed since it was planned, or this
-      machine computes other pixels than the one that planned the job.
+      machine has other libraries, pixels or storage than the one that planned the job.
     """
     cv2.setNumThreads(1)  # a worker is one process a core
     keep_freed_memory()
-    if probe() != task.probe:
-        raise EnvironmentFailed(
-            f"worker {os.uname().nodename}: computes other pixels (probe {probe()}) than the "
-            f"machine that planned the job ({task.probe}); use the same library versions and "
-            "processor features on all"
-        )
+    check_worker(task)
     # An attempt that died has left its file: the inputs are decoded in a process of their own. The
     # file stays until the commit, since that attempt may also be slow and not dead.
     died = has_died(task.folder, task.name)
     fill = fill or partial(fill_shard, task)
     return finished(task.folder, task.name, lambda file: fill(file, died))
+
+
+def check_worker(task: Task) -> None:
+    """Raises: EnvironmentFailed if this worker, which may have come after the others were checked,
+    would write other bytes or elsewhere."""
+    worker = f"worker {os.uname().nodename}"
+    if environment() != task.environment:
+        changed = differences(task.environment, environment())
+        raise EnvironmentFailed(
+            f"{worker}: differs from the machine that planned the job ({changed}); use the same "
+            "versions and processor features on all"
+        )
+    if not task.folder.is_dir():
+        raise EnvironmentFailed(
+            f"{worker}: does not see {task.folder}; give an --out on storage that all workers "
+            "share, under the same path"
+        )
 
 
 def finished(folder: Path, name: str, fill: Callable[[BinaryIO], Record]) -> Record:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from datasets.formats import FORMATS
 from datasets.schema import Encoding
 from datasets.source import Samples, Source
 from pipeline.base import Base, Carried, plan_carried
-from pipeline.job import Job
+from pipeline.job import Job, environment
 
 MAX_RAW_SIDE = 64  # pixels; up to here raw rows are smaller than what opening a PNG costs
 
@@ -27,7 +28,7 @@ class Task:
     name: The shard's file name. folder: Where it goes.
     digests: sha256 of each sample as it was when the job was planned.
     unreadable: Position -> reason, for samples that could not be read then.
-    probe: What `pipeline.job.probe` must give on the worker too.
+    environment: What `pipeline.job.environment` must give on the worker too.
     carried: What the shard takes over from an earlier output.
     """
 
@@ -39,7 +40,7 @@ class Task:
     source: Source
     samples: Samples
     digests: list[bytes]
-    probe: str
+    environment: dict[str, str]
     unreadable: dict[int, str] = field(default_factory=dict)
     carried: Carried | None = None
 
@@ -134,40 +135,73 @@ def shard_names(job: Job) -> dict[str, list[str]]:
     }
 
 
-def plan_tasks(
-    job: Job,
-    classes: tuple[str, ...],
-    source: Source,
-    samples: dict[str, Samples],
-    scans: dict[str, Scan],
-    folder: Path,
-    probe: str,
-    base: Base | None = None,
-) -> Iterator[Task]:
-    """The tasks of a job, a shard each, which take over what they can from the base."""
-    for split, names in shard_names(job).items():
-        part, scan = samples[split], scans[split]
-        blocks = place(part.ids, job.seed, len(names))
-        taken = (
-            plan_carried(base, classes, split, part, scan, blocks) if base else [None] * len(names)
+class Tasks(Sequence[Task]):
+    """The tasks of a job, a shard each, those of most images first: each is made when it is asked
+    for, since a million of them would not fit in memory.
+
+    sizes: Name -> images of the shard if every input is good, in the order of the tasks.
+    n_images_to_write: Images of those shards that are not taken over whole.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        classes: tuple[str, ...],
+        source: Source,
+        samples: dict[str, Samples],
+        scans: dict[str, Scan],
+        folder: Path,
+        without: Collection[str] = (),
+        base: Base | None = None,
+    ) -> None:
+        self.job, self.classes, self.source = job, classes, source
+        self.samples, self.scans, self.folder = samples, scans, folder
+        self.environment = environment()
+        shards: list[tuple[str, str, np.ndarray, Carried | None]] = []
+        for split, names in shard_names(job).items():
+            part = samples[split]
+            blocks = place(part.ids, job.seed, len(names))
+            taken: Iterable[Carried | None] = [None] * len(names)
+            if base is not None:
+                taken = plan_carried(base, classes, split, part, scans[split], blocks)
+            shards += [
+                (name, split, positions, carried)
+                for name, positions, carried in zip(names, blocks, taken, strict=True)
+                if name not in without
+            ]
+        n_copies = {split: len(job.copies(split)) for split in job.splits}
+        # The last tasks decide when a run ends, so the largest come first.
+        shards.sort(key=lambda shard: len(shard[2]) * n_copies[shard[1]], reverse=True)
+        self.shards = shards
+        self.sizes = {name: len(where) * n_copies[split] for name, split, where, _ in shards}
+        self.n_images_to_write = sum(
+            self.sizes[name]
+            for name, *_, carried in shards
+            if carried is None or not carried.is_whole
         )
-        for name, positions, carried in zip(names, blocks, taken, strict=True):
-            where = positions.tolist()
-            yield Task(
-                name=name,
-                folder=folder,
-                job=job,
-                classes=classes,
-                split=split,
-                source=source,
-                samples=part.take(positions),
-                digests=[scan.digests[i] for i in where],
-                probe=probe,
-                unreadable={n: scan.errors[i] for n, i in enumerate(where) if i in scan.errors},
-                carried=carried,
-            )
 
+    def __len__(self) -> int:
+        return len(self.shards)
 
-def n_images(task: Task) -> int:
-    """Rows that the task writes if every input is good."""
-    return len(task.samples) * len(task.job.copies(task.split))
+    @overload
+    def __getitem__(self, i: int) -> Task: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Task]: ...
+    def __getitem__(self, i: int | slice) -> Task | list[Task]:
+        if isinstance(i, slice):
+            return [self[n] for n in range(*i.indices(len(self)))]
+        name, split, positions, carried = self.shards[i]
+        scan, where = self.scans[split], positions.tolist()
+        return Task(
+            name=name,
+            folder=self.folder,
+            job=self.job,
+            classes=self.classes,
+            split=split,
+            source=self.source,
+            samples=self.samples[split].take(positions),
+            digests=[scan.digests[n] for n in where],
+            environment=self.environment,
+            unreadable={n: scan.errors[p] for n, p in enumerate(where) if p in scan.errors},
+            carried=carried,
+        )

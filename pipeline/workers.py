@@ -5,23 +5,34 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from math import inf
 from multiprocessing import forkserver, get_context, resource_tracker
+from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 from datasets.errors import EnvironmentFailed
+from pipeline.cluster import SAY_EVERY_S, check_cluster, say_no_worker
+from pipeline.scratch import scratch_folder
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 T = TypeVar("T")
 R = TypeVar("R")
 # Workers killed at random must not end a run; a task that kills ten in a row will kill them all.
 ALLOWED_DEATHS = 10
-WAIT_FOR_WORKERS_S = 60
+# A local worker that has not moved for so long (stopped, or in swap) is started anew.
+STILL_S = 60
+# What Dask holds at a time, a few for each thread, however many tasks there are.
+MIN_WAITING, WAITING_A_THREAD = 64, 4
+# Tasks that take less travel together: each message costs both sides about 3 ms.
+BATCH_S = 1.0
+LOOK_EVERY_S = 5.0  # for threads that came or went
 
 
 def start(n_workers: int, scheduler: str | None, stack: ExitStack) -> Callable[[], Client]:
@@ -45,6 +56,8 @@ def run(
     n_workers: int,
     scheduler: str | None,
     started: Callable[[], Client] | None,
+    shared: Path | None = None,
+    say: Callable[..., None] = lambda text, **fields: None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> Iterator[R]:
     """The results of `function` on each task, as they come; tasks are started in their order.
@@ -53,11 +66,13 @@ def run(
       n_workers: Local processes; with 0, or where there is only one task, this process does it.
       scheduler: Address of a running Dask scheduler, used instead of local processes.
       started: From `start`, where that was called before the tasks were known.
+      shared: A file that workers of a cluster must see.
+      say: Told what the person who waits should know.
       on_ready: Called once, when the workers are there and the first task starts.
-    Raises: what the function raises; EnvironmentFailed if workers keep dying on one task or the
-      scheduler cannot be reached.
+    Raises: what the function raises; EnvironmentFailed if workers keep dying on one task, or the
+      scheduler cannot be reached or dies; what `check_cluster` does.
     """
-    if scheduler is None and (n_workers == 0 or len(tasks) <= 1):
+    if not tasks or (scheduler is None and (n_workers == 0 or len(tasks) == 1)):
         on_ready()
         yield from map(function, tasks)
         return
@@ -66,8 +81,10 @@ def run(
         client = started() if started else connect(wanted, scheduler, stack)
         if started and client.cluster is not None:
             client.cluster.scale(wanted)  # the number of tasks was not known
+        if scheduler is not None:
+            check_cluster(client, scheduler, shared, say)
         on_ready()
-        yield from submit(client, function, tasks)
+        yield from submit(client, scheduler, function, tasks, say)
 
 
 def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
@@ -78,25 +95,28 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGINT})
+        scratch_folder()  # before the first socket is made
         start_fork_server()
     import dask
     from distributed import Client, LocalCluster
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in ("distributed", "distributed.client"):  # which has a level of its own
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     stack.enter_context(
         dask.config.set(
             {
                 "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
+                "distributed.scheduler.worker-ttl": f"{STILL_S}s",
                 "distributed.worker.multiprocessing-method": "forkserver",
                 "distributed.logging.distributed": "critical",
                 "distributed.worker.profile.enabled": False,
+                "distributed.admin.tick.interval": "1s",  # 20 ms would be 3 % of a core here
             }
         )
     )
     if scheduler is None:
-        scratch = stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="pipeline-", ignore_cleanup_errors=True)
-        )
+        scratch = str(scratch_folder())
+        stack.enter_context(dask.config.set({"temporary-directory": scratch}))
         cluster = stack.enter_context(
             LocalCluster(
                 n_workers=n_workers,
@@ -121,13 +141,6 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
             f"--scheduler {scheduler}: no Dask scheduler answers there; start one with "
             "`dask scheduler` and give its address, such as tcp://127.0.0.1:8786"
         ) from err
-    try:
-        client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS_S)
-    except TimeoutError as err:
-        raise EnvironmentFailed(
-            f"--scheduler {scheduler}: no worker came in {WAIT_FOR_WORKERS_S} s; start some with "
-            f"`dask worker {scheduler}`"
-        ) from err
     return client
 
 
@@ -146,20 +159,86 @@ def start_fork_server() -> None:
             os.environ["OPENBLAS_NUM_THREADS"] = before
 
 
-def submit(client: Client, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
-    """Results as they come; a task whose worker dies is run again on another."""
-    from distributed import KilledWorker, as_completed
+def submit(
+    client: Client,
+    scheduler: str | None,
+    function: Callable[[T], R],
+    tasks: Sequence[T],
+    say: Callable[..., None],
+) -> Iterator[R]:
+    """What `results` gives; EnvironmentFailed where the scheduler has died, whichever of the calls
+    to it notices."""
+    from concurrent.futures import CancelledError
 
-    # The last tasks decide when a run ends, so the largest come first (the caller sorts them).
-    futures = [
-        client.submit(function, task, pure=False, priority=-i) for i, task in enumerate(tasks)
-    ]
-    for future in as_completed(futures):
+    from distributed.comm.core import CommClosedError
+
+    try:
+        yield from results(client, scheduler, function, tasks, say)
+    except (CancelledError, OSError) as err:
+        ended = isinstance(err, CancelledError | CommClosedError) or client.status != "running"
+        if scheduler is None or not ended:
+            raise
+        raise EnvironmentFailed(
+            f"--scheduler {scheduler}: the Dask scheduler is gone; start it again and run the same "
+            "command, finished shards are kept"
+        ) from err
+
+
+def results(
+    client: Client,
+    scheduler: str | None,
+    function: Callable[[T], R],
+    tasks: Sequence[T],
+    say: Callable[..., None],
+) -> Iterator[R]:
+    """Results as they come; a task whose worker dies is run again on another. Dask sees tasks that
+    take little time in batches, and few of them at a time."""
+    from distributed import KilledWorker
+
+    finished: SimpleQueue[Future[tuple[float, list[R]]]] = SimpleQueue()
+    waiting: dict[Future[tuple[float, list[R]]], range] = {}
+
+    def send(some: range) -> None:
+        batch = [tasks[i] for i in some]
+        future = client.submit(run_batch, function, batch, pure=False, priority=-some.start)
+        waiting[future] = some
+        future.add_done_callback(finished.put)
+
+    sent, seconds, looked, threads = 0, inf, -inf, 1
+    while waiting or sent < len(tasks):
+        if time.monotonic() - looked > LOOK_EVERY_S:
+            threads, looked = max(1, sum(client.nthreads().values())), time.monotonic()
+        few = WAITING_A_THREAD * threads
+        most = few if seconds == inf else max(few, MIN_WAITING)
+        while sent < len(tasks) and len(waiting) < most:
+            # The last batches decide when a run ends: they are small.
+            n = max(1, min(-(-(len(tasks) - sent) // few), int(BATCH_S / seconds)))
+            send(range(sent, sent + n))
+            sent += n
         try:
-            yield future.result()
+            future = finished.get(timeout=SAY_EVERY_S)
+        except Empty:
+            if scheduler is not None and not client.nthreads():
+                say_no_worker(scheduler, say)
+            continue
+        some = waiting.pop(future)
+        try:
+            seconds, found = future.result()
         except KilledWorker as err:
+            if len(some) > 1:  # one after the other may have died on each of them
+                for i in some:
+                    send(range(i, i + 1))
+                continue
             raise EnvironmentFailed(
-                f"workers died {ALLOWED_DEATHS} times on one task; look at the memory of the "
+                f"workers died {err.allowed_failures} times on one task; look at the memory of the "
                 "workers and at the policy's library ops: no input by itself is the cause"
             ) from err
         future.release()
+        yield from found
+
+
+def run_batch(function: Callable[[T], R], tasks: list[T]) -> tuple[float, list[R]]:
+    """Seconds that a task took, and the result of each."""
+    started = time.monotonic()
+    results = [function(task) for task in tasks]
+    return max(1e-6, (time.monotonic() - started) / len(tasks)), results

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 
 PIPELINE = str(Path(sys.executable).with_name("pipeline"))
 KILL = Path(__file__).parent / "kill"
@@ -32,6 +37,88 @@ def run(
     assert result.returncode == code, result.stderr + result.stdout
     assert "Traceback" not in result.stderr
     return result
+
+
+def start(*arguments: object, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """The command, running in a process group of its own."""
+    return subprocess.Popen(
+        [PIPELINE, *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(env or {})},
+        start_new_session=True,
+    )
+
+
+def wait_until(found: Callable[[], object], what: str) -> None:
+    """Until the function finds something; a minute at most."""
+    deadline = time.monotonic() + 60
+    while not found():
+        assert time.monotonic() < deadline, f"never came: {what}"
+        time.sleep(0.01)
+
+
+def wait_for_first_shard(out: Path) -> None:
+    """Until a run into `out` has written one."""
+    pattern = f".{out.name}.partial-*/.records/[!.]*"
+    wait_until(lambda: list(out.parent.glob(pattern)), "the first shard")
+
+
+def marked_processes(name: str, value: object) -> list[psutil.Process]:
+    """All processes that have this variable in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(name) == str(value):
+                found.append(process)
+    return found
+
+
+class Cluster:
+    """A Dask scheduler and workers started by hand, a thread each; to be used in a `with`."""
+
+    def __init__(self, folder: Path, env: dict[str, str] | None = None) -> None:
+        self.folder, self.env = folder, {**os.environ, **(env or {})}
+        self.processes: list[subprocess.Popen[bytes]] = []
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.address = f"tcp://127.0.0.1:{port}"
+
+    def scheduler(self, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        port = self.address.rpartition(":")[2]
+        return self._start("dask_scheduler", "--host", "127.0.0.1", "--port", port, env=env)
+
+    def worker(
+        self, env: dict[str, str] | None = None, before: tuple[str, ...] = ()
+    ) -> subprocess.Popen[bytes]:
+        """before: A command that starts it, such as `unshare`."""
+        folder = ("--local-directory", str(self.folder))
+        options = (self.address, "--nthreads", "1", *folder)
+        return self._start("dask_worker", *options, env=env, before=before)
+
+    def _start(
+        self,
+        name: str,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        before: tuple[str, ...] = (),
+    ) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", f"distributed.cli.{name}", *arguments, "--no-dashboard"]
+        process = subprocess.Popen(
+            [*before, *command], stderr=subprocess.DEVNULL, env={**self.env, **(env or {})}
+        )
+        self.processes.append(process)
+        return process
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in reversed(self.processes):
+            process.terminate()
+        for process in self.processes:
+            process.wait(60)
 
 
 def run_script(script: str, *arguments: object) -> None:

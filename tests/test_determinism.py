@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -16,8 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datasets.errors import EnvironmentFailed
-from pipeline import workers
 from tests.running import run, tree_hash, write_photos
 
 JOB = ("augment", "--limit", "500", "--copies", "2", "--block-samples", "64")
@@ -32,56 +25,6 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, form: str) 
         hashes.append(tree_hash(out))
     assert len(hashes[0]) > 8
     assert hashes[0] == hashes[1] == hashes[2] == hashes[3]
-
-
-@contextlib.contextmanager
-def cluster(folder: Path, n_workers: int = 2) -> Iterator[str]:
-    """A Dask scheduler and its workers started by hand; the scheduler's address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"tcp://127.0.0.1:{port}"
-    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", address]
-    commands = [
-        [*dask, "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"],
-        *[[*worker, "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder)]]
-        * n_workers,
-    ]
-    processes = [subprocess.Popen(c, stderr=subprocess.DEVNULL) for c in commands]
-    try:
-        yield address
-    finally:
-        for process in reversed(processes):
-            process.terminate()
-        for process in processes:
-            process.wait()
-
-
-def test_a_cluster_started_by_hand_writes_the_same_bytes(tmp_path: Path) -> None:
-    run(*JOB, "--workers", 0, "--out", tmp_path / "here" / "out")
-    with cluster(tmp_path) as address:
-        run(*JOB, "--scheduler", address, "--out", tmp_path / "there" / "out")
-    assert tree_hash(tmp_path / "here" / "out") == tree_hash(tmp_path / "there" / "out")
-
-
-def test_no_scheduler_at_the_address_is_told_in_one_line(tmp_path: Path) -> None:
-    result = run(*JOB, "--scheduler", "tcp://127.0.0.1:1", "--out", tmp_path / "out", code=5)
-    assert "no Dask scheduler answers" in result.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_cluster_without_workers_is_told_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(workers, "WAIT_FOR_WORKERS_S", 1)
-    # The scheduler may still be starting when the client comes, which waits for it.
-    with (
-        cluster(tmp_path, n_workers=0) as address,
-        contextlib.ExitStack() as stack,
-        pytest.raises(EnvironmentFailed, match="no worker came in 1 s; start some with"),
-    ):
-        workers.connect(0, address, stack)
 
 
 def write_list(path: Path, rows: list[tuple[str, str]]) -> Path:

@@ -1,0 +1,104 @@
+"""What a running Dask cluster must have in common with this process, checked before work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import storage
+from datasets.errors import EnvironmentFailed, UserError, first_line
+from pipeline.job import environment, software
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+WAIT_FOR_WORKERS_S = 600  # a new node of Kubernetes takes minutes to come
+SAY_EVERY_S = 30
+
+
+def check_cluster(
+    client: Client, scheduler: str, shared: Path | None, say: Callable[..., None]
+) -> None:
+    """Waits for the first worker, and looks at all that are there. Those that come later are looked
+    at by the tasks they run.
+
+    shared: A file of this run that every worker must see.
+    Raises: UserError if scheduler or worker have other versions or compute other pixels;
+      EnvironmentFailed if no worker comes, or one does not see the file.
+    """
+    where = f"--scheduler {scheduler}"
+    try:
+        found = client.run_on_scheduler(software)
+    except Exception as err:  # whatever it meets while it imports what we are
+        raise UserError(f"{where}: the scheduler {cannot_run(err)}") from err
+    refuse_other(f"{where}: the scheduler", found, software())
+    wait_for_worker(client, scheduler, shared, say)
+    expected = None if shared is None else shared.read_bytes()
+    for address, answer in client.run(look, shared, on_error="return").items():
+        worker = f"{where}: worker {address}"
+        if isinstance(answer, OSError):  # gone since; its tasks go on elsewhere
+            continue
+        if isinstance(answer, Exception):
+            raise UserError(f"{worker} {cannot_run(answer)}") from answer
+        found, content = answer
+        refuse_other(worker, found, environment())
+        if content != expected:
+            raise EnvironmentFailed(
+                f"{worker} does not see {shared}; give an --out on storage that all workers share, "
+                "under the same path"
+            )
+
+
+def look(shared: Path | None) -> tuple[dict[str, str], bytes | None]:
+    """What the process that runs this has, and what it finds in the file."""
+    try:
+        with storage.failures(shared or ""):
+            return environment(), None if shared is None else shared.read_bytes()
+    except (OSError, EnvironmentFailed):
+        return environment(), None
+
+
+def cannot_run(err: Exception) -> str:
+    return (
+        f"cannot run this package ({first_line(err)}); install the same version of it, and of the "
+        "packages it needs, as here"
+    )
+
+
+def refuse_other(what: str, found: dict[str, str], expected: dict[str, str]) -> None:
+    """Raises: UserError that names what differs."""
+    different = [
+        f"{name} {found.get(name, 'missing')}, here it is {version}"
+        for name, version in expected.items()
+        if found.get(name) != version
+    ]
+    if different:
+        raise UserError(
+            f"{what} has {'; '.join(different)}; use the same versions and processor features on "
+            "all, or the bytes would differ"
+        )
+
+
+def wait_for_worker(
+    client: Client, scheduler: str, shared: Path | None, say: Callable[..., None]
+) -> None:
+    """Until one worker has done something. An adaptive cluster begins with none, and starts some
+    only for a task that waits."""
+    from distributed import wait
+
+    first: Any = client.submit(look, shared, pure=False)
+    for waited in range(0, WAIT_FOR_WORKERS_S, SAY_EVERY_S):
+        try:
+            wait(first, timeout=min(SAY_EVERY_S, WAIT_FOR_WORKERS_S - waited))
+            return
+        except TimeoutError:
+            say_no_worker(scheduler, say)
+    raise EnvironmentFailed(
+        f"--scheduler {scheduler}: no worker came in {WAIT_FOR_WORKERS_S} s; start some with "
+        f"`dask worker {scheduler}`"
+    )
+
+
+def say_no_worker(scheduler: str, say: Callable[..., None]) -> None:
+    say(f"--scheduler {scheduler}: has no worker; waiting for one", event="no worker")
