@@ -33,6 +33,7 @@ from offline import make_photos
 
 sys.path.insert(0, str(ROOT))
 from datasets.errors import UserError
+from datasets.index import index_path
 from datasets.manifest import damages, read_manifest, sha256_file
 
 HANGS_AFTER_S, STOPS_WITHIN_S, GONE_WITHIN_S = 180, 5, 10
@@ -339,7 +340,9 @@ def disturb(scene: Scene, fault: Fault, moment: float) -> str:
 
 
 def check_nothing_left(scene: Scene) -> None:
-    beside = [p.name for p in scene.out.parent.iterdir() if p.name not in ("out", "out.runs.jsonl")]
+    names = [path.name for path in scene.out.parent.iterdir()]
+    expected = index_path(scene.out, read_manifest(scene.out).job_sha256).name
+    beside = sorted({*names} - {"out", "out.runs.jsonl", expected})
     assert not beside, f"left beside the output: {beside}"
     _, alive = psutil.wait_procs(scene.processes(), timeout=GONE_WITHIN_S)
     assert not alive, f"left: {[' '.join(p.cmdline())[:80] for p in alive]}"
