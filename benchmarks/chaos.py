@@ -108,7 +108,11 @@ class Scene:
         for process in reversed(self.cluster):
             process.terminate()
         for process in self.cluster:
-            process.wait(HANGS_AFTER_S)
+            try:
+                process.wait(GONE_WITHIN_S)
+            except subprocess.TimeoutExpired:  # Dask's own, in the middle of restarting a worker
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         self.cluster = []
 
     def processes(self) -> list[psutil.Process]:

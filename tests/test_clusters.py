@@ -88,7 +88,7 @@ def test_a_cluster_without_workers_is_told_in_one_line(
     assert said == [f"--scheduler {dask.address}: has no worker; waiting for one"]
 
 
-@pytest.mark.parametrize("package", ["numpy", "augmentation-pipeline"])
+@pytest.mark.parametrize("package", ["numpy", "dask"])
 def test_a_worker_with_another_version_is_named_before_work_starts(
     tmp_path: Path, package: str
 ) -> None:
@@ -167,6 +167,7 @@ if __name__ == "__main__":
     assert tree_hash(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_tasks_of_a_retired_worker_go_on_on_another_that_came_since(
     tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
@@ -184,6 +185,7 @@ def test_tasks_of_a_retired_worker_go_on_on_another_that_came_since(
     assert tree_hash(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_does_not_hang_the_run(
     tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:

@@ -165,7 +165,6 @@ def test_what_is_no_regular_file_is_no_saved_policy(tmp_path: Path) -> None:
     ("op", "expected"),
     [
         ("CoarseDropout(num_holes_range=(10000000, 10000000))", "takes more than 1 s"),
-        ("GaussianBlur(blur_limit=(100001, 100001))", "takes more than 1 s"),
         (
             "MotionBlur(blur_limit=(100001, 100001))",
             "cannot run on an image .*: Unable to allocate",

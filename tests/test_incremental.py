@@ -245,7 +245,9 @@ def test_an_earlier_shard_that_is_damaged_or_gone_is_made_anew_and_told_once(
 
 def test_a_shard_is_copied_where_it_cannot_be_linked(edited: Photos) -> None:
     plan = make_plan(config_of(edited, edited.folder.parent / "out", overwrite=True), QUIET)
-    task = next(task for task in plan.tasks(base=plan.base) if task.carried and task.carried.is_whole)
+    task = next(
+        task for task in plan.tasks(base=plan.base) if task.carried and task.carried.is_whole
+    )
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         if Path(folder).stat().st_dev == plan.out.stat().st_dev:
             pytest.skip("no other file system")

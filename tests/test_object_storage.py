@@ -20,6 +20,7 @@ from tests.running import PIPELINE, run, tree_hash, write_photos
 
 JOB = ("augment", "--copies", 2, "--image-size", 24, "--encoding", "png")
 JOB += ("--block-samples", 16, "--max-bad", 0.1)
+SLOW = pytest.mark.slow
 ENV_OF_NOBODY = {"AWS_SHARED_CREDENTIALS_FILE": "/dev/null", "AWS_CONFIG_FILE": "/dev/null"}
 
 
@@ -167,8 +168,10 @@ STEPS = {
 @pytest.mark.parametrize(
     ("step", "when"),
     [
-        *((step, "before") for step in STEPS),
-        *((step, "after") for step in ("shard", "success", "pointer")),
+        *((step, "before") for step in ("attempt", "record", "success", "pointer")),
+        ("pointer", "after"),
+        *(pytest.param(s, "before", marks=SLOW) for s in ("shard", "manifest", "records", "lease")),
+        *(pytest.param(s, "after", marks=SLOW) for s in ("shard", "success")),
     ],
 )
 def test_a_group_killed_at_any_request_and_resumed_gives_the_same_bytes(

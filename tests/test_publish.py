@@ -1,0 +1,122 @@
+"""Published versions on disk: each whole, the latest by one link, old ones as long as they are read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from datasets.manifest import SUCCESS
+from datasets.versions import open_version, prune
+from tests.running import run, run_killed, tree_hash, write_photos
+
+JOB = ("augment", "--limit", 60, "--workers", 0, "--publish")
+
+
+def versions(out: Path) -> set[str]:
+    return {path.name for path in out.iterdir() if path.is_dir() and not path.is_symlink()}
+
+
+def test_each_version_is_what_an_output_of_its_own_would_be(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for copies in (1, 2):
+        run(*JOB, "--copies", copies, "--out", out)
+        alone = tmp_path / f"alone-{copies}"
+        run(*JOB[:-1], "--copies", copies, "--out", alone)
+        assert tree_hash(out / "latest") == tree_hash(alone)
+    assert len(versions(out)) == 2
+    assert "every hash fits" in run("verify", out).stdout
+    assert "nothing to do" in run(*JOB, "--copies", 2, "--out", out).stderr
+
+
+def test_a_job_of_before_becomes_the_latest_again_without_work(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for copies in (1, 2):
+        run(*JOB, "--copies", copies, "--out", out)
+    first = next(v for v in versions(out) if v != os.readlink(out / "latest"))
+    before = (out / first / "_manifest.json").stat().st_mtime_ns
+    run(*JOB, "--copies", 1, "--out", out)
+    assert os.readlink(out / "latest") == first
+    assert (out / first / "_manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("step", ["commit", "rename latest", "remove version"])
+def test_a_run_killed_while_it_publishes_leaves_the_old_or_the_new_version(
+    tmp_path: Path, step: str
+) -> None:
+    out = tmp_path / "out"
+    run(*JOB, "--copies", 1, "--out", out)
+    old = os.readlink(out / "latest")
+    job = (*JOB, "--copies", 2, "--keep", 1, "--out", out)
+    run_killed(*job, step=step, victim="group", folder=tmp_path)
+    assert "every hash fits" in run("verify", out).stdout
+    assert (os.readlink(out / "latest") == old) == (step != "remove version")
+    run(*job)
+    assert versions(out) == {os.readlink(out / "latest")} != {old}
+    left = [p.name for p in out.iterdir() if p.name.startswith(".") and ".index-" not in p.name]
+    assert left == []
+
+
+def test_the_oldest_go_but_not_while_anybody_reads_them(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for copies in (1, 2, 3):
+        run(*JOB, "--copies", copies, "--out", out)
+    by_age = sorted(versions(out), key=lambda v: (out / v / SUCCESS).stat().st_mtime_ns)
+    ours, foreign, last = by_age
+    assert last == os.readlink(out / "latest")
+    _, handle = open_version(out / ours)
+    shard = next((out / foreign).glob("*.parquet"))
+    reader = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; f = open(sys.argv[1]); print(flush=True); input()",
+            shard,
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert reader.stdout is not None
+    reader.stdout.readline()
+    assert dict(prune(out, 1)) == {ours: False, foreign: False}
+    reader.communicate(b"\n")
+    assert dict(prune(out, 1)) == {ours: False, foreign: True}
+    assert handle is not None
+    os.close(handle)
+    assert dict(prune(out, 1)) == {ours: True}
+    assert versions(out) == {last}
+
+
+def test_a_night_with_new_photos_makes_only_these(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos", 40), tmp_path / "out"
+    job = ("augment", "--dataset", photos, "--image-size", 24, "--encoding", "png", "--workers", 0)
+    run(*job, "--publish", "--keep", 1, "--out", out)
+    write_photos(tmp_path / "more", 44)
+    for path in sorted((tmp_path / "more").rglob("*.png"))[-4:]:
+        path.rename(photos / path.parent.name / f"new-{path.name}")
+    assert "made anew" in run(*job, "--publish", "--keep", 1, "--out", out).stderr
+    run(*job, "--out", tmp_path / "alone")
+    assert tree_hash(out / "latest") == tree_hash(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "options", "expected"),
+    [
+        ((), ("--keep", 2), "--keep 2: is about published versions; give --publish too"),
+        (JOB[:-1], ("--publish",), "holds an output that was not published"),
+        (JOB, (), "holds published versions; add one with --publish"),
+    ],
+)
+def test_published_and_other_outputs_are_not_mixed(
+    tmp_path: Path, prepare: tuple[object, ...], options: tuple[object, ...], expected: str
+) -> None:
+    out = tmp_path / "out"
+    if prepare:
+        run(*prepare, "--out", out)
+    before = tree_hash(out)
+    said = run(*JOB[:-1], "--copies", 2, *options, "--out", out, code=2).stderr
+    assert expected in said
+    assert tree_hash(out) == before
