@@ -94,7 +94,8 @@ def publish(out: Path, version: str, after: int) -> None:
             )
         return
     os.utime(out / version / SUCCESS)  # the order of publishing, which `prune` goes by
-    temporary = out / f".{LATEST}.{uuid.uuid4().hex}.tmp"
+    temporary = out / f".{LATEST}.tmp"
+    temporary.unlink(missing_ok=True)  # of a run that was killed right here
     temporary.symlink_to(version)
     temporary.rename(out / LATEST)
 

@@ -1,4 +1,4 @@
-"""Published versions on disk: each whole, the latest by one link, old ones as long as they are read."""
+"""Published versions on disk: each whole, the latest by one link, old ones while they are read."""
 
 from __future__ import annotations
 

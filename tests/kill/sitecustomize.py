@@ -25,7 +25,7 @@ STEPS = {
     "rename success": ("os.rename", r"/\._SUCCESS[^/]+\.tmp$"),
     "move old aside": ("os.rename", r"/out$"),
     "commit": ("os.rename", r"\.partial-\w+$"),
-    "rename latest": ("os.rename", r"/\.latest\.\w+\.tmp$"),
+    "rename latest": ("os.rename", r"/\.latest\.tmp$"),
     "remove version": ("shutil.rmtree", r"/\.\w+\.removed$"),
     "remove old": ("shutil.rmtree", r"\.replaced-\w+$"),
     "rename state": ("os.rename", r"/\.state\.npz[^/]+\.tmp$"),
