@@ -106,7 +106,10 @@ class Cluster:
     ) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", f"distributed.cli.{name}", *arguments, "--no-dashboard"]
         process = subprocess.Popen(
-            [*before, *command], stderr=subprocess.DEVNULL, env={**self.env, **(env or {})}
+            [*before, *command],
+            stderr=subprocess.DEVNULL,
+            env={**self.env, **(env or {})},
+            start_new_session=True,
         )
         self.processes.append(process)
         return process
@@ -118,7 +121,11 @@ class Cluster:
         for process in reversed(self.processes):
             process.terminate()
         for process in self.processes:
-            process.wait(60)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:  # Dask's own, while it starts its worker
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def run_script(script: str, *arguments: object) -> None:

@@ -203,7 +203,7 @@ def test_the_job_in_the_config_map_runs(tmp_path: Path) -> None:
     (container,) = pod_of(objects["CronJob/pipeline-nightly"])["containers"]
     done = call(PIPELINE, *container["args"], "--set", "augment.workers=0", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "augmented" / "photos" / "_SUCCESS").is_file()
+    assert (tmp_path / "augmented" / "photos" / "latest" / "_SUCCESS").is_file()
     assert call(PIPELINE, *commands()["health check"][:1], cwd=tmp_path).returncode == 0
 
 
