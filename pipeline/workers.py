@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -133,6 +134,8 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
         stack.callback(client.close)  # from any thread, where the client as a context is of one
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return client
+    # Ours says it in one line, of all that matters, and stops.
+    warnings.filterwarnings("ignore", message="Mismatched versions")
     try:
         client = Client(scheduler, timeout=20)
         stack.callback(client.close)
