@@ -811,7 +811,7 @@ def clean(
     ] = Path("augmented"),
 ) -> None:
     """Remove what unfinished runs have left beside outputs."""
-    from datasets.commit import clean as remove
+    from datasets.clean import clean as remove
 
     n = 0
     for line in remove(folder):

@@ -30,6 +30,8 @@ def check_cluster(
     where = f"--scheduler {scheduler}"
     try:
         found = client.run_on_scheduler(software)
+    except OSError:  # it is gone
+        raise
     except Exception as err:  # whatever it meets while it imports what we are
         raise UserError(f"{where}: the scheduler {cannot_run(err)}") from err
     refuse_other(f"{where}: the scheduler", found, software())

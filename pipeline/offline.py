@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from datasets import storage, tfrecord
+from datasets import storage
 from datasets.blocks import MIN_BLOCKS, SMALL
 from datasets.commit import (
     RECORDS,
@@ -23,35 +19,31 @@ from datasets.commit import (
     hold,
     is_empty,
     is_sealed,
-    partial_folder,
     partial_folders,
     read_records,
     refuse_if_held,
     refuse_to_replace,
     replaced_folder,
-    seal,
     tidy,
 )
-from datasets.errors import EnvironmentFailed, OutputError
-from datasets.index import index_path, indexes, stale_indexes, write_index
-from datasets.manifest import Manifest, Record, read_manifest
+from datasets.errors import OutputError
+from datasets.index import index_path
+from datasets.manifest import Manifest, read_manifest
 from datasets.schema import canonical_json
-from datasets.storage import write_atomically
-from datasets.versions import last_pointer, latest, prune, publish, refuse_others
+from datasets.versions import last_pointer, latest, refuse_others
 from pipeline.base import Base, has_sidecars, is_successor
-from pipeline.history import LINES, append_line, timestamp
-from pipeline.job import Job, differences, probe, versions
+from pipeline.job import differences
+from pipeline.output import check_disk, finish, is_indexed, prepare_partial, release, save_index
 from pipeline.plan import (
     AugmentConfig,
     Plan,
     describe_plan,
-    estimate_bytes,
-    largest_bytes,
     make_plan,
     output_folder,
     refuse_too_many_bad,
 )
-from pipeline.report import Report, size
+from pipeline.report import Report
+from pipeline.summary import Summary, recorded, summarize
 from pipeline.task import Tasks
 from pipeline.workers import run, start
 
@@ -59,26 +51,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from pipeline.carry import Made
-
-DISK_MARGIN = 1.05
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run did, for people: rows and bytes of the output, and what could not be used."""
-
-    out: Path
-    rows: int
-    n_bytes: int
-    n_shards: int
-    n_reused: int
-    n_written: int
-    splits: dict[str, int]
-    quarantined: list[tuple[str, str]]
-    seconds: dict[str, float]
-    was_done: bool = False
-    n_kept: int = 0  # shards of the output that it replaces, as they were
-    n_carried: int = 0  # rows of it, in other shards
 
 
 def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
@@ -150,53 +122,6 @@ def describe_base(plan: Plan, base: Base) -> str:
         if not carried.is_whole
     )
     return f"kept    {n_whole} shards as they are and {n_rows:,} images of others"
-
-
-def prepare_partial(out: Path, job: Job) -> None:
-    """The folder this run works in, new or as an earlier run of the same job left it.
-
-    Raises: EnvironmentFailed if it cannot be made; OutputError if the earlier run used other
-      library versions, whose bytes would differ.
-    """
-    partial = partial_folder(out, job.sha256())
-    run_file = {"job": asdict(job), "probe": probe(), "versions": versions()}
-    text = canonical_json(run_file)
-    try:
-        (partial / RECORDS).mkdir(parents=True, exist_ok=True)
-        if not (partial / RUN).exists():
-            write_atomically(partial / RUN, text.encode())
-    except OSError as err:
-        raise EnvironmentFailed(
-            f"{partial.parent}: cannot be written ({err.strerror}); choose another --out"
-        ) from err
-    before = (partial / RUN).read_text()
-    if before != text:
-        changed = differences(json.loads(before), run_file)
-        raise OutputError(
-            f"{partial}: an unfinished run was made with other libraries ({changed}), so its bytes "
-            f"would differ; use those again, or `pipeline clean {out}` and start anew"
-        )
-
-
-def check_disk(plan: Plan, tasks: Tasks) -> None:
-    """Raises: EnvironmentFailed if what these tasks write will not fit on the disk."""
-    if storage.is_object(plan.out):
-        return
-    left = tasks.n_images_to_write / max(1, plan.n_images)
-    free = shutil.disk_usage(existing(plan.out)).free
-    if plan.n_images * left * largest_bytes(plan) * 2 < free:
-        return  # it fits however it is encoded, so that nothing need be measured
-    needed = estimate_bytes(plan)[0] * left * DISK_MARGIN
-    if needed > free:
-        raise EnvironmentFailed(
-            f"{plan.out.parent}: about {size(needed)} are needed and {size(free)} are free; free "
-            "some space, or write fewer --copies or a smaller --image-size"
-        )
-
-
-def existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    return path if path.exists() else existing(path.parent)
 
 
 def materialize(config: AugmentConfig, report: Report) -> Summary:
@@ -310,40 +235,6 @@ def write(
         return recorded(plan, summary, report)
 
 
-def release(plan: Plan, before: int, keep: int | None, report: Report) -> None:
-    """Makes a published version the one that readers get, and removes what is older than the last
-    `keep` ones; and the indexes of all outputs but this one."""
-    if plan.is_published:
-        publish(plan.out, plan.version, before)
-    known = [path for _, path in indexes(plan.out)] if plan.is_published else ()
-    for path in known or stale_indexes(plan.folder):
-        if path != index_path(plan.folder, plan.job_sha256):
-            storage.remove(path)
-    for version, is_gone in prune(plan.out, keep) if keep and plan.is_published else ():
-        told = "removed, an old version" if is_gone else "old, but kept while somebody may read it"
-        report.say(f"{plan.out / version}: {told}", event="version", removed=is_gone)
-
-
-def is_indexed(plan: Plan) -> bool:
-    """Whether the index of the output in its place says of every sample what the plan does."""
-    known = plan.base.entries if plan.base else {}
-    return all(
-        name in known and known[name].stamp == stamp
-        for split, part in plan.samples.items()
-        for name, stamp in zip(part.ids, plan.scans[split].stamps, strict=True)
-    )
-
-
-def save_index(plan: Plan, report: Report) -> None:
-    """Writes the index of the plan's output. It comes before the output: an output without one
-    would be made anew next time, an index without its output is passed over."""
-    try:
-        write_index(plan.folder, plan.job_sha256, plan.samples, plan.scans)
-    except OSError as err:  # the output matters more
-        path = index_path(plan.folder, plan.job_sha256)
-        report.say(f"{path}: cannot be written ({err.strerror})", event="warning")
-
-
 def run_tasks(
     config: AugmentConfig,
     tasks: Tasks,
@@ -383,88 +274,3 @@ def run_tasks(
             done.append(made)
             progress.advance(tasks.sizes[made.record.name])
     return done, started[0] if started else time.monotonic()
-
-
-def finish(
-    out: Path, job: Job, classes: tuple[str, ...], shards: list[Record], overwrite: bool
-) -> None:
-    """Writes manifest and sidecars, and commits."""
-    sidecars: dict[str, bytes] = {}
-    if job.format == "tfrecord":
-        sidecars = tfrecord.sidecars(
-            job.schema(classes),
-            job.dataset,
-            {s: [r.rows for r in shards if r.split == s] for s in sorted(job.splits)},
-        )
-    manifest = Manifest(
-        job=asdict(job),
-        job_sha256=job.sha256(),
-        classes=list(classes),
-        probe=probe(),
-        versions=versions(),
-        shards=shards,
-        files={
-            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            for name, data in sidecars.items()
-        },
-    )
-    partial = partial_folder(out, job.sha256())
-    try:
-        seal(partial, manifest, sidecars)
-        commit(partial, out, overwrite)
-    except OSError as err:
-        raise EnvironmentFailed(
-            f"{out}: cannot be committed ({err.strerror}); run the same command again, "
-            "finished shards are kept"
-        ) from err
-
-
-def summarize(
-    plan: Plan,
-    shards: Sequence[Record],
-    reused: Collection[str],
-    seconds: dict[str, float],
-    was_done: bool,
-) -> Summary:
-    return Summary(
-        out=plan.folder,
-        rows=sum(r.rows for r in shards),
-        n_bytes=sum(r.bytes for r in shards),
-        n_shards=len(shards),
-        n_reused=len(reused),
-        n_written=sum(r.rows for r in shards if r.name not in reused),
-        splits={s: sum(r.rows for r in shards if r.split == s) for s in sorted(plan.job.splits)},
-        quarantined=sorted(item for r in shards for item in r.quarantined),
-        seconds=seconds,
-        was_done=was_done,
-    )
-
-
-def recorded(plan: Plan, summary: Summary, report: Report) -> Summary:
-    """The summary, after a line in OUT.runs.jsonl, beside the output: what a run took, which is not
-    its result."""
-    entry: dict[str, Any] = {
-        "start": timestamp(time.time() - sum(summary.seconds.values())),
-        "end": timestamp(),
-        "exit_code": 0,
-        "host": os.uname().nodename,
-        "command": sys.argv,
-        "job_sha256": plan.job_sha256,
-        "rows": summary.rows,
-        "bytes": summary.n_bytes,
-        "shards": summary.n_shards,
-        "reused_shards": summary.n_reused,
-        "kept_shards": summary.n_kept,
-        "carried_rows": summary.n_carried,
-        "quarantined": len(summary.quarantined),
-        "ignored": list(plan.ignored),
-        "seconds": {k: round(v, 3) for k, v in summary.seconds.items()},
-    }
-    if storage.is_object(plan.out):
-        return summary  # nothing can be appended there; jobs keep their history on this machine
-    path = plan.out.with_name(f"{plan.out.name}{LINES}")
-    try:
-        append_line(path, entry)
-    except OSError as err:  # the output is committed, which is what counts
-        report.say(f"{path}: cannot be written ({err.strerror})", event="warning")
-    return summary

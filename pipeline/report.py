@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from datasets.errors import printable
 
 if TYPE_CHECKING:
-    from pipeline.offline import Summary
+    from pipeline.summary import Summary
 
 LINE_EVERY_S = 10.0
 

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from math import inf
 from multiprocessing import forkserver, get_context, resource_tracker
 from pathlib import Path
@@ -82,10 +82,11 @@ def run(
         client = started() if started else connect(wanted, scheduler, stack)
         if started and client.cluster is not None:
             client.cluster.scale(wanted)  # the number of tasks was not known
+        stack.enter_context(while_scheduler_lives(client, scheduler))
         if scheduler is not None:
             check_cluster(client, scheduler, shared, say)
         on_ready()
-        yield from submit(client, scheduler, function, tasks, say)
+        yield from results(client, scheduler, function, tasks, say)
 
 
 def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
@@ -162,21 +163,15 @@ def start_fork_server() -> None:
             os.environ["OPENBLAS_NUM_THREADS"] = before
 
 
-def submit(
-    client: Client,
-    scheduler: str | None,
-    function: Callable[[T], R],
-    tasks: Sequence[T],
-    say: Callable[..., None],
-) -> Iterator[R]:
-    """What `results` gives; EnvironmentFailed where the scheduler has died, whichever of the calls
-    to it notices."""
+@contextmanager
+def while_scheduler_lives(client: Client, scheduler: str | None) -> Iterator[None]:
+    """Raises: EnvironmentFailed where the scheduler has died, whichever call to it notices."""
     from concurrent.futures import CancelledError
 
     from distributed.comm.core import CommClosedError
 
     try:
-        yield from results(client, scheduler, function, tasks, say)
+        yield
     except (CancelledError, OSError) as err:
         ended = isinstance(err, CancelledError | CommClosedError) or client.status != "running"
         if scheduler is None or not ended:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets import tfrecord
-from datasets.commit import clean
+from datasets.clean import clean
 from datasets.errors import SourceError, printable
 from datasets.fingerprint import read_each, scan
 from datasets.folder import Folder

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasets.commit import clean
+from datasets.clean import clean
 from datasets.download import extract
 from datasets.errors import Damaged, EnvironmentFailed, UserError
 from datasets.manifest import MANIFEST, is_output, read_manifest, sha256_text

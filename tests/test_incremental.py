@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from datasets.commit import RECORDS, read_records
 from datasets.source import file_stamp
 from pipeline.carry import make_shard
-from pipeline.offline import Summary, materialize
+from pipeline.offline import materialize
 from pipeline.plan import AugmentConfig, make_plan
 from pipeline.report import Report
+from pipeline.summary import Summary
 from tests.running import leftovers, run, run_killed, run_script, tree_hash, write_photos
 
 QUIET = Report(quiet=True)

@@ -19,7 +19,7 @@ from datasets.errors import Damaged, OutputError
 from datasets.manifest import Record, read_manifest
 from datasets.schema import Rows, Schema
 from pipeline.job import Job, probe, versions
-from pipeline.offline import finish, prepare_partial
+from pipeline.output import finish, prepare_partial
 from pipeline.report import Progress, Report, duration
 from pipeline.shard import HashingFile, finished
 from pipeline.shard_images import AllCopies, ShardImages

@@ -1,0 +1,91 @@
+"""`pipeline clean`: removes what unfinished runs have left beside outputs, and loses nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from datasets import storage
+from datasets.commit import (
+    UNFINISHED,
+    commit,
+    hold,
+    is_empty,
+    is_sealed,
+    partial_folder,
+    partial_folders,
+    replaced_folder,
+)
+from datasets.errors import OutputBusy
+from datasets.index import INDEX, stale_indexes
+from datasets.lease import leased
+from datasets.manifest import SUCCESS
+from datasets.storage import walk
+from datasets.versions import VERSION
+
+
+def clean(folder: Path) -> Iterator[str]:
+    """Removes what unfinished runs left below `folder`, or beside it where it is an output itself,
+    and indexes without their output, and yields a line about each. An output that was being
+    replaced is put back, or the new one that was ready takes its place.
+
+    Raises: OutputBusy, at the end, if some were left since a run is writing there.
+    """
+    if storage.is_object(folder):
+        yield from clean_objects(folder)
+        return
+    busy: list[str] = []
+    beside = partial_folders(folder.absolute())
+    found = walk(folder) if folder.is_dir() else ()
+    below = {path.absolute() for path in found if UNFINISHED.fullmatch(path.name)}
+    for path in sorted({*beside, *below}):
+        match = UNFINISHED.fullmatch(path.name)
+        # What is no folder, or would belong to the folder itself, is no work of a run.
+        if not match or match["out"] in (".", "..") or path.is_symlink() or not path.is_dir():
+            continue
+        out = path.with_name(match["out"])
+        try:
+            with hold(out):
+                if path.is_dir():  # else an earlier line has dealt with it
+                    yield clean_one(path, out, partial_folder(out, match["job"]))
+        except OutputBusy as err:
+            busy.append(str(err))
+    # Last, since an index is of use or not by what stands in the output's place.
+    known = walk(folder) if folder.is_dir() else ()
+    named = ((INDEX.fullmatch(p.name), p.absolute()) for p in known)
+    outs = {folder.absolute(), *(p.with_name(match["out"]) for match, p in named if match)}
+    for out in sorted(out for out in outs if stale_indexes(out)):
+        try:
+            with hold(out):
+                for path in stale_indexes(out):
+                    path.unlink()
+                    yield f"removed {path}"
+        except OutputBusy as err:
+            busy.append(str(err))
+    if busy:
+        raise OutputBusy("; ".join(dict.fromkeys(busy)))
+
+
+def clean_one(path: Path, out: Path, partial: Path) -> str:
+    """Deals with one unfinished folder of `out`; says what was done."""
+    replaced = replaced_folder(partial)
+    if replaced.exists() and is_empty(out):  # killed between the two renames of a commit
+        if is_sealed(partial):
+            commit(partial, out, overwrite=False)
+            return f"finished {out}"
+        replaced.rename(out)
+        return f"put back {out}"
+    shutil.rmtree(path)
+    return f"removed {path}"
+
+
+def clean_objects(out: Path) -> Iterator[str]:
+    """Removes the versions in object storage that were never finished, and parts of uploads."""
+    with storage.failures(out), leased(out):
+        for name, is_folder in list(storage.entries(out)):
+            if is_folder and VERSION.fullmatch(name) and not (out / name / SUCCESS).is_file():
+                storage.remove(out / name)
+                yield f"removed {out / name}"
+        if n := storage.abort_uploads(out):
+            yield f"ended {n} unfinished uploads to {out}"

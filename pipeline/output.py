@@ -1,0 +1,140 @@
+"""The output of a run, but for its shards: the folder it works in, the commit, the version that
+readers get, the index for the run that comes next."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from datasets import storage, tfrecord
+from datasets.commit import RECORDS, RUN, commit, partial_folder, seal
+from datasets.errors import EnvironmentFailed, OutputError
+from datasets.index import index_path, indexes, stale_indexes, write_index
+from datasets.manifest import Manifest, Record
+from datasets.schema import canonical_json
+from datasets.storage import write_atomically
+from datasets.versions import prune, publish
+from pipeline.job import Job, differences, probe, versions
+from pipeline.plan import Plan, estimate_bytes, largest_bytes
+from pipeline.report import Report, size
+from pipeline.task import Tasks
+
+DISK_MARGIN = 1.05
+
+
+def prepare_partial(out: Path, job: Job) -> None:
+    """The folder this run works in, new or as an earlier run of the same job left it.
+
+    Raises: EnvironmentFailed if it cannot be made; OutputError if the earlier run used other
+      library versions, whose bytes would differ.
+    """
+    partial = partial_folder(out, job.sha256())
+    run_file = {"job": asdict(job), "probe": probe(), "versions": versions()}
+    text = canonical_json(run_file)
+    try:
+        (partial / RECORDS).mkdir(parents=True, exist_ok=True)
+        if not (partial / RUN).exists():
+            write_atomically(partial / RUN, text.encode())
+    except OSError as err:
+        raise EnvironmentFailed(
+            f"{partial.parent}: cannot be written ({err.strerror}); choose another --out"
+        ) from err
+    before = (partial / RUN).read_text()
+    if before != text:
+        changed = differences(json.loads(before), run_file)
+        raise OutputError(
+            f"{partial}: an unfinished run was made with other libraries ({changed}), so its bytes "
+            f"would differ; use those again, or `pipeline clean {out}` and start anew"
+        )
+
+
+def check_disk(plan: Plan, tasks: Tasks) -> None:
+    """Raises: EnvironmentFailed if what these tasks write will not fit on the disk."""
+    if storage.is_object(plan.out):
+        return
+    left = tasks.n_images_to_write / max(1, plan.n_images)
+    free = shutil.disk_usage(existing(plan.out)).free
+    if plan.n_images * left * largest_bytes(plan) * 2 < free:
+        return  # it fits however it is encoded, so that nothing need be measured
+    needed = estimate_bytes(plan)[0] * left * DISK_MARGIN
+    if needed > free:
+        raise EnvironmentFailed(
+            f"{plan.out.parent}: about {size(needed)} are needed and {size(free)} are free; free "
+            "some space, or write fewer --copies or a smaller --image-size"
+        )
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return path if path.exists() else existing(path.parent)
+
+
+def finish(
+    out: Path, job: Job, classes: tuple[str, ...], shards: list[Record], overwrite: bool
+) -> None:
+    """Writes manifest and sidecars, and commits."""
+    sidecars: dict[str, bytes] = {}
+    if job.format == "tfrecord":
+        sidecars = tfrecord.sidecars(
+            job.schema(classes),
+            job.dataset,
+            {s: [r.rows for r in shards if r.split == s] for s in sorted(job.splits)},
+        )
+    manifest = Manifest(
+        job=asdict(job),
+        job_sha256=job.sha256(),
+        classes=list(classes),
+        probe=probe(),
+        versions=versions(),
+        shards=shards,
+        files={
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in sidecars.items()
+        },
+    )
+    partial = partial_folder(out, job.sha256())
+    try:
+        seal(partial, manifest, sidecars)
+        commit(partial, out, overwrite)
+    except OSError as err:
+        raise EnvironmentFailed(
+            f"{out}: cannot be committed ({err.strerror}); run the same command again, "
+            "finished shards are kept"
+        ) from err
+
+
+def release(plan: Plan, before: int, keep: int | None, report: Report) -> None:
+    """Makes a published version the one that readers get, and removes what is older than the last
+    `keep` ones; and the indexes of all outputs but this one."""
+    if plan.is_published:
+        publish(plan.out, plan.version, before)
+    known = [path for _, path in indexes(plan.out)] if plan.is_published else ()
+    for path in known or stale_indexes(plan.folder):
+        if path != index_path(plan.folder, plan.job_sha256):
+            storage.remove(path)
+    for version, is_gone in prune(plan.out, keep) if keep and plan.is_published else ():
+        told = "removed, an old version" if is_gone else "old, but kept while somebody may read it"
+        report.say(f"{plan.out / version}: {told}", event="version", removed=is_gone)
+
+
+def is_indexed(plan: Plan) -> bool:
+    """Whether the index of the output in its place says of every sample what the plan does."""
+    known = plan.base.entries if plan.base else {}
+    return all(
+        name in known and known[name].stamp == stamp
+        for split, part in plan.samples.items()
+        for name, stamp in zip(part.ids, plan.scans[split].stamps, strict=True)
+    )
+
+
+def save_index(plan: Plan, report: Report) -> None:
+    """Writes the index of the plan's output. It comes before the output: an output without one
+    would be made anew next time, an index without its output is passed over."""
+    try:
+        write_index(plan.folder, plan.job_sha256, plan.samples, plan.scans)
+    except OSError as err:  # the output matters more
+        path = index_path(plan.folder, plan.job_sha256)
+        report.say(f"{path}: cannot be written ({err.strerror})", event="warning")
