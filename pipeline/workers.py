@@ -29,6 +29,7 @@ R = TypeVar("R")
 ALLOWED_DEATHS = 10
 # A local worker that has not moved for so long (stopped, or in swap) is started anew.
 STILL_S = 60
+CONNECT_S = 10
 # What Dask holds at a time, a few for each thread, however many tasks there are.
 MIN_WAITING, WAITING_A_THREAD = 64, 4
 # Tasks that take less travel together: each message costs both sides about 3 ms.
@@ -138,7 +139,7 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
     # Ours says it in one line, of all that matters, and stops.
     warnings.filterwarnings("ignore", message="Mismatched versions")
     try:
-        client = Client(scheduler, timeout=20)
+        client = Client(scheduler, timeout=CONNECT_S)
         stack.callback(client.close)
     except Exception as err:  # what answers there may be anything, and say anything
         raise EnvironmentFailed(

@@ -143,6 +143,7 @@ def test_a_worker_that_does_not_see_the_output_is_named_before_work_starts(tmp_p
     assert "give an --out on storage that all workers share" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_cluster_that_starts_workers_when_there_is_work_writes_the_same_bytes(
     tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:

@@ -108,6 +108,7 @@ def test_a_resume_knows_the_inputs_that_could_not_be_used(tmp_path: Path) -> Non
     assert tree_hash(out) == tree_hash(tmp_path / "whole" / "out")
 
 
+@pytest.mark.slow
 def test_a_group_killed_at_twenty_random_moments_gives_the_same_bytes(
     tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:

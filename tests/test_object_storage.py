@@ -108,6 +108,7 @@ def test_shards_and_lists_in_object_storage_are_sources_too(
     assert "shift_x_px" in run("inspect", f"s3://data/{place}/tfrecord", env=server.env).stdout
 
 
+@pytest.mark.slow
 def test_a_training_reads_its_shards_from_object_storage(
     server: Server, place: str, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ def test_damage_in_object_storage_is_found(server: Server, place: str) -> None:
     assert f"{shard.name}: its sha256 is not the manifest's" in said
 
 
+@pytest.mark.slow
 def test_old_versions_stay_for_a_day_after_they_were_replaced(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     folder = tmp_path / "data" / "out"
