@@ -187,9 +187,9 @@ def read_each(folder: Path, names: Sequence[str]) -> Iterator[bytes]:
     files = file_system(folder)
     for start in range(0, len(names), READ_AT_ONCE):
         paths = [f"{key(folder)}/{name}" for name in names[start : start + READ_AT_ONCE]]
-        found = files.cat(paths, on_error="return")
-        for name, path in zip(names[start : start + READ_AT_ONCE], paths, strict=True):
-            data = found.pop(path)
+        # `cat` would take `*` and `[` in names for patterns.
+        found = files.cat_ranges(paths, None, None, on_error="return")
+        for name, data in zip(names[start : start + READ_AT_ONCE], found, strict=True):
             if isinstance(data, FileNotFoundError | PermissionError):
                 why = "no such object" if isinstance(data, FileNotFoundError) else "not allowed"
                 raise type(data)(data.errno or 0, why)

@@ -204,6 +204,10 @@ def refuse_nested_objects(out: Path, dataset: str) -> None:
         raise UserError(
             f"--out {out}: lies inside the data set, or around it; choose another place"
         )
+    if set("*?[]") & set(str(out)):
+        raise UserError(
+            f"--out {out}: expected a name without * ? [ ], which storages take for more"
+        )
     if "/" not in storage.key(out).strip("/"):
         raise UserError(f"--out {out}: expected a place in the bucket, such as {out}/photos")
 

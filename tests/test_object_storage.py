@@ -30,6 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("s3")
     photos = write_photos(root / "data" / "photos", 80)
     (photos / "cat" / "000.png").write_bytes(b"broken")
+    (photos / "cat" / "002.png").rename(photos / "cat" / "a [1]*?#é.png")
     with rclone(root) as server:
         yield server
 
