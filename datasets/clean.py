@@ -80,12 +80,19 @@ def clean_one(path: Path, out: Path, partial: Path) -> str:
     return f"removed {path}"
 
 
-def clean_objects(out: Path) -> Iterator[str]:
-    """Removes the versions in object storage that were never finished, and parts of uploads."""
-    with storage.failures(out), leased(out):
-        for name, is_folder in list(storage.entries(out)):
-            if is_folder and VERSION.fullmatch(name) and not (out / name / SUCCESS).is_file():
-                storage.remove(out / name)
-                yield f"removed {out / name}"
-        if n := storage.abort_uploads(out):
-            yield f"ended {n} unfinished uploads to {out}"
+def clean_objects(folder: Path) -> Iterator[str]:
+    """Removes the versions in object storage, of `folder` or of outputs below it, that were never
+    finished, and parts of uploads."""
+    with storage.failures(folder):
+        known = storage.files_below(folder)
+        places = {name.rpartition("/")[0] for name in known}
+        versions = sorted(p for p in places if VERSION.fullmatch(p.rpartition("/")[2]))
+        outs = {(folder / version).parent for version in versions} or {folder}
+        for out in sorted(outs, key=str):
+            with leased(out):
+                for path in (folder / version for version in versions):
+                    if path.parent == out and not (path / SUCCESS).is_file():
+                        storage.remove(path)
+                        yield f"removed {path}"
+                if n := storage.abort_uploads(out):
+                    yield f"ended {n} unfinished uploads to {out}"

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from datasets.errors import EnvironmentFailed, UserError, first_line
 
-URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://.*", re.S)
+URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<whole>/?).*", re.S)
 SCHEMES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}  # and the package of each
 LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure")
 READ_AT_ONCE = 64  # objects; each request takes 10 to 100 ms, whatever its size
@@ -37,10 +37,10 @@ def place(text: str | Path) -> Path:
     if not match:
         return Path(text)
     scheme = match["scheme"]
-    if scheme not in SCHEMES:
+    if scheme not in SCHEMES or not match["whole"]:
         raise UserError(
-            f"{hide_credentials(str(text))}: {scheme}:// is not known; expected a path, or an URL "
-            f"with {', '.join(f'{known}://' for known in SCHEMES)}"
+            f"{hide_credentials(str(text))}: {scheme}:/{match['whole']} is not known; expected a "
+            f"path, or an URL with {', '.join(f'{known}://' for known in SCHEMES)}"
         )
     if urlsplit(str(text)).username is not None:
         raise UserError(
@@ -158,7 +158,10 @@ def copy(path: Path, to: Path) -> None:
 def entries(folder: Path) -> Iterator[tuple[str, bool]]:
     """(name, whether it is a folder) of what lies in it, links followed."""
     if is_object(folder):
-        for info in file_system(folder).ls(key(folder), detail=True):
+        found: list[dict[str, Any]] = []
+        with suppress(FileNotFoundError):  # where there is no object, there is no folder
+            found = file_system(folder).ls(key(folder), detail=True)
+        for info in found:
             name = info["name"].rstrip("/").rpartition("/")[2]
             if name and info["name"].rstrip("/") != key(folder):
                 yield name, info["type"] == "directory"

@@ -46,10 +46,13 @@ def check_cluster(
         found, content = answer
         refuse_other(worker, found, environment())
         if content != expected:
-            raise EnvironmentFailed(
-                f"{worker} does not see {shared}; give an --out on storage that all workers share, "
-                "under the same path"
-            )
+            raise EnvironmentFailed(f"{worker} does not see {shared}; {advice(shared)}")
+
+
+def advice(shared: Path | None) -> str:
+    if shared is not None and storage.is_object(shared):
+        return "give the workers the storage's address and credentials in their environment"
+    return "give an --out on storage that all workers share, under the same path"
 
 
 def look(shared: Path | None) -> tuple[dict[str, str], bytes | None]:

@@ -209,7 +209,9 @@ def refuse_nested_objects(out: Path, dataset: str) -> None:
             f"--out {out}: expected a name without * ? [ ], which storages take for more"
         )
     if "/" not in storage.key(out).strip("/"):
-        raise UserError(f"--out {out}: expected a place in the bucket, such as {out}/photos")
+        raise UserError(
+            f"--out {out}: expected a place in the bucket, such as {str(out).rstrip('/')}/photos"
+        )
 
 
 def make_plan(

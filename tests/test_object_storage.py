@@ -337,6 +337,7 @@ def test_parts_of_uploads_that_a_killed_run_left_are_ended(server: Server, place
     files.call_s3("create_multipart_upload", Bucket="data", Key=f"{place}/out/0123/train.parquet")
     assert len(files.call_s3("list_multipart_uploads", Bucket="data")["Uploads"]) == 1
     assert (
-        "ended 1 unfinished upload" in run("clean", f"s3://data/{place}/out", env=server.env).stdout
+        "ended 1 unfinished uploads"
+        in run("clean", f"s3://data/{place}/out", env=server.env).stdout
     )
     assert "0 unfinished" in run("clean", f"s3://data/{place}/out", env=server.env).stdout
