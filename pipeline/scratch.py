@@ -28,8 +28,10 @@ def scratch_folder() -> Path:
     """An empty folder that goes when this process ends; sockets and semaphores of its
     `multiprocessing` are in it or named after it."""
     root = Path(tempfile.gettempdir())
+    # Names of semaphores may have 31 characters, those of sockets 107 with the path, 36 of them ours.
+    if len(os.fsencode(root)) > 70:
+        root = Path("/tmp")
     sweep(root)
-    # Names of semaphores may have 31 characters, those of sockets 108 with the path.
     folder = root / f"{PREFIX}{secrets.token_hex(4)}"
     stack = ExitStack()
     stack.enter_context(hold(folder))

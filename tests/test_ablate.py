@@ -108,6 +108,7 @@ def test_initial_weights_depend_on_the_seed_alone(name: str) -> None:
     assert not any(np.array_equal(*pair) for pair in zip(found[0], found[3], strict=True))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_with_the_same_table_as_on_workers(tmp_path: Path) -> None:
     job = ("ablate", "--limit", 120, "--epochs", 1, "--seeds", 2, "--policy", "shift()")
     job += ("--model", "textbook", "--dropout", 0, "--quiet")

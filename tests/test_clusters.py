@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -224,11 +226,17 @@ def test_a_scheduler_that_dies_ends_the_run_and_a_new_one_goes_on(
     assert tree_hash(out) == undisturbed
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder whose path leaves room for the names of sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.slow
 def test_the_next_run_sweeps_what_a_killed_one_left_and_leaves_a_live_one_alone(
-    tmp_path: Path, undisturbed: dict[str, str]
+    tmp_path: Path, temporary: Path, undisturbed: dict[str, str]
 ) -> None:
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
     env = {"TMPDIR": str(temporary)}
     dead = start(*LONG, "--out", tmp_path / "dead" / "out", env=env)
     wait_for_first_shard(tmp_path / "dead" / "out")

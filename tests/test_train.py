@@ -44,7 +44,7 @@ def assert_same_training(a: Path, b: Path) -> None:
         assert_array_equal(values, others[name])
 
 
-@pytest.mark.parametrize("form", ["parquet", "tfrecord"])
+@pytest.mark.parametrize("form", ["parquet", pytest.param("tfrecord", marks=pytest.mark.slow)])
 def test_shards_and_the_online_path_give_the_same_losses_and_weights(
     tmp_path: Path, form: str
 ) -> None:
@@ -139,6 +139,7 @@ def events(file: Path, name: str) -> tuple[list[int], list[float]]:
     return steps, values
 
 
+@pytest.mark.slow
 def test_the_members_of_an_ensemble_are_runs_of_their_own(tmp_path: Path) -> None:
     small = ("train", *SMALL, "--epochs", 1, "--quiet", "--seed", 3)
     run_killed(
@@ -160,6 +161,7 @@ def test_the_members_of_an_ensemble_are_runs_of_their_own(tmp_path: Path) -> Non
     assert "is no run of `pipeline train`" in message
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_float32_weights_and_repeats(tmp_path: Path) -> None:
     import keras
 
