@@ -28,7 +28,7 @@ def scratch_folder() -> Path:
     """An empty folder that goes when this process ends; sockets and semaphores of its
     `multiprocessing` are in it or named after it."""
     root = Path(tempfile.gettempdir())
-    # Names of semaphores may have 31 characters, those of sockets 107 with the path, 36 of them ours.
+    # Names of semaphores may have 31 characters, those of sockets 107 with the path; 36 are ours.
     if len(os.fsencode(root)) > 70:
         root = Path("/tmp")
     sweep(root)
