@@ -210,6 +210,7 @@ def test_weights_are_read_from_each_of_keras_own_formats(
     )
 
 
+@pytest.mark.slow
 def test_keras_own_cache_is_used_and_no_network_is_told(photos: Path, tmp_path: Path) -> None:
     import keras
 

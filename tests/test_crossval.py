@@ -105,7 +105,8 @@ def test_shards_have_the_folds_of_the_online_path(per_epoch: str, tmp_path: Path
     assert set().union(*(tested for *_, tested in sides[0])) == everything
 
 
-@pytest.mark.parametrize("where", ["online", pytest.param("shards", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["online", "shards"])
 def test_killed_and_resumed_it_ends_with_the_same_table(where: str, tmp_path: Path) -> None:
     job: tuple[object, ...] = ("crossval", *SMALL)
     if where == "shards":
