@@ -239,7 +239,13 @@ def test_a_storage_that_fails_and_is_slow_costs_time_and_nothing_else(
     assert tree_hash(latest(server.root / "data" / place / "out")) == undisturbed
 
 
-@pytest.mark.parametrize("reached", [r"/photos/", r"/train[^/]+\.parquet", r"/_versions/0"])
+@pytest.mark.parametrize(
+    "reached",
+    [
+        r"/photos/",
+        *(pytest.param(p, marks=SLOW) for p in (r"/train[^/]+\.parquet", r"/_versions/0")),
+    ],
+)
 def test_a_storage_that_goes_away_ends_the_run_and_quarantines_nothing(
     server: Server, place: str, undisturbed: dict[str, str], reached: str
 ) -> None:

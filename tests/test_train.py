@@ -114,6 +114,7 @@ def test_a_run_folder_is_complete(tmp_path: Path) -> None:
     assert_array_equal(np.array(rows["probabilities"]).argmax(1), rows["guess"])
 
 
+@pytest.mark.slow
 def test_tensorboard_has_each_epoch_once_after_a_kill(tmp_path: Path) -> None:
     out = tmp_path / "run"
     for step in ("rename state again", "rename result"):
