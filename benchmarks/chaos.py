@@ -1,6 +1,6 @@
 """Runs of one real job, each with a fault at a random moment, and the same command again after it.
 
-    python benchmarks/chaos.py [RUNS] [--seed SEED] [--only WORD]   200 runs, about an hour
+    python benchmarks/chaos.py [RUNS] [--seed SEED] [--only WORD]   200 runs, about 20 minutes
 
 The job writes 320 photos x 5 in 32 shards with two workers: local ones, or a scheduler and two
 workers started by hand. After the second command each output must be the undisturbed one byte for

@@ -44,6 +44,7 @@ from datasets.storage import write_atomically
 from datasets.versions import latest
 
 RECORDS = ".records"
+RECORD = re.compile(r"\.records/[^./][^/]*\.json")  # no file that a killed process has left
 RUN = ".run.json"
 UNFINISHED = re.compile(r"\.(?P<out>.+)\.(partial|replaced)-(?P<job>[0-9a-f]{16})", re.S)
 
@@ -168,8 +169,8 @@ def refuse_to_replace(out: Path, overwrite: bool) -> None:
 def read_records(partial: Path) -> dict[str, Record]:
     """The shards that are done, by name: those whose record and whole file are there."""
     sizes, done = storage.files_below(partial), {}
-    names = [name for name in sorted(sizes) if name.startswith(RECORDS) and is_record(name)]
-    for data in storage.read_each(partial, names):
+    names = list(filter(RECORD.fullmatch, sorted(sizes)))
+    for data in storage.read_all(partial, names):
         try:
             record = read_record(json.loads(data))
         except (ValueError, KeyError, TypeError):  # cut by a crash of the machine: written again
@@ -177,12 +178,6 @@ def read_records(partial: Path) -> dict[str, Record]:
         if sizes.get(record.name) == record.bytes:
             done[record.name] = record
     return done
-
-
-def is_record(name: str) -> bool:
-    """Not a file that a killed process has left beside them."""
-    file = name.rpartition("/")[2]
-    return file.endswith(".json") and not file.startswith(".")
 
 
 def write_record(partial: Path, record: Record) -> None:

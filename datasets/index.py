@@ -21,7 +21,12 @@ from datasets.fingerprint import Scan
 from datasets.manifest import read_manifest
 from datasets.source import Samples
 
-INDEX = re.compile(r"\.{1,2}(?P<out>.+)\.index-(?P<job>[0-9a-f]{16})\.parquet(\.\w+\.tmp)?", re.S)
+# With one more dot in front, and `.0.tmp` behind, where it was never finished.
+INDEX = re.compile(
+    r"(?P<unfinished>\.(?=.*\.tmp\Z))?\.(?P<out>.+)\.index-(?P<job>[0-9a-f]{16})\.parquet"
+    r"(?(unfinished)\.\d+\.tmp)",
+    re.S,
+)
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string()),

@@ -185,7 +185,7 @@ def read_files(folder: Path, refs: Sequence[str]) -> Iterator[bytes]:
     Raises: OSError as `read_file` does, at the turn of the one that cannot be read.
     """
     if storage.is_object(folder):
-        return storage.read_each(folder, refs)
+        return storage.read_all(folder, refs)
     return (read_file(folder / ref) for ref in refs)
 
 

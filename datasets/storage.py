@@ -18,7 +18,6 @@ from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 from datasets.errors import EnvironmentFailed, UserError, first_line
 
@@ -42,9 +41,9 @@ def place(text: str | Path) -> Path:
             f"{hide_credentials(str(text))}: {scheme}:/{match['whole']} is not known; expected a "
             f"path, or an URL with {', '.join(f'{known}://' for known in SCHEMES)}"
         )
-    if urlsplit(str(text)).username is not None:
+    if (hidden := hide_credentials(str(text))) != text:
         raise UserError(
-            f"{hide_credentials(str(text))}: holds credentials, which would end up in logs; leave "
+            f"{hidden}: holds credentials, which would end up in logs; leave "
             "them out and give them by the environment, as the storage's own tools take them"
         )
     try:
@@ -178,7 +177,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def read_each(folder: Path, names: Sequence[str]) -> Iterator[bytes]:
+def read_all(folder: Path, names: Sequence[str]) -> Iterator[bytes]:
     """The files of those names below the folder, in their order; objects many at a time.
 
     Raises: OSError at the turn of one that is not there or must not be read; EnvironmentFailed if

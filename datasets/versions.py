@@ -37,36 +37,33 @@ def version_name(job_sha256: str) -> str:
     return job_sha256[:16]
 
 
-def pointers(out: Path) -> dict[int, str]:
-    """Number -> version, in the order in which they were published; of object storage."""
-    found = storage.files_below(out / POINTERS)
-    numbers = sorted(int(name.removesuffix(".json")) for name in found if name.endswith(".json"))
-    versions = {}
-    for number in numbers:
-        path = pointer_file(out, number)
-        try:
-            version = json.loads(path.read_bytes())["version"]
-        except FileNotFoundError:  # removed since it was listed
-            continue
-        except (ValueError, KeyError, TypeError) as err:
-            raise Damaged(
-                f"{path}: names no version; remove it, and the one before counts"
-            ) from err
-        if not isinstance(version, str) or not VERSION.fullmatch(version):
-            raise Damaged(f"{path}: names no version; remove it, and the one before counts")
-        versions[number] = version
-    return versions
+def pointer_numbers(out: Path) -> list[int]:
+    """Of the pointers in object storage, in the order in which they were created."""
+    found = (name.removesuffix(".json") for name in storage.files_below(out / POINTERS))
+    return sorted(int(name) for name in found if name.isdecimal())
 
 
 def pointer_file(out: Path, number: int) -> Path:
     return out / POINTERS / f"{number:08d}.json"
 
 
+def read_pointer(out: Path, number: int) -> str:
+    """The version that it names. Raises: Damaged if it names none."""
+    path = pointer_file(out, number)
+    try:
+        version = json.loads(path.read_bytes())["version"]
+        if not VERSION.fullmatch(version):
+            raise ValueError(version)
+    except (ValueError, KeyError, TypeError) as err:
+        raise Damaged(f"{path}: names no version; remove it, and the one before counts") from err
+    return str(version)
+
+
 def latest(out: Path) -> str | None:
     """The version that readers of `out` get; None where nothing was published there."""
     if storage.is_object(out):
-        known = pointers(out)
-        return known[max(known)] if known else None
+        last = last_pointer(out)
+        return read_pointer(out, last) if last else None
     with suppress(OSError):
         name = os.readlink(out / LATEST)
         return name if VERSION.fullmatch(name) else None
@@ -75,7 +72,7 @@ def latest(out: Path) -> str | None:
 
 def last_pointer(out: Path) -> int:
     """The number of the last pointer, 0 where there is none or none is needed."""
-    return max(pointers(out), default=0) if storage.is_object(out) else 0
+    return max(pointer_numbers(out), default=0) if storage.is_object(out) else 0
 
 
 def publish(out: Path, version: str, after: int) -> None:
@@ -117,9 +114,7 @@ def refuse_others(out: Path) -> None:
 
 
 def versions(out: Path) -> list[str]:
-    """Committed versions, the last published first."""
-    if storage.is_object(out):
-        return list(dict.fromkeys(reversed(pointers(out).values())))
+    """Committed versions on disk, the last published first."""
     found = [
         (path.stat().st_mtime_ns, path.parent.name)
         for path in out.glob(f"*/{SUCCESS}")
@@ -139,20 +134,17 @@ def prune(out: Path, keep: int) -> Iterator[tuple[str, bool]]:
     current = latest(out)
     others = [version for version in versions(out) if version != current]
     for version in others[keep - 1 :]:
-        folder = out / version
-        if is_read(folder):
-            yield version, False
-            continue
-        gone = out / f".{version}.removed"
-        folder.rename(gone)  # nobody finds half of it
-        storage.remove(gone)
-        yield version, True
+        gone = out / f".{version}.removed"  # nobody finds half of it
+        is_gone = rename_unread(out / version, gone)
+        if is_gone:
+            storage.remove(gone)
+        yield version, is_gone
 
 
 def prune_objects(out: Path, keep: int) -> Iterator[tuple[str, bool]]:
-    known = pointers(out)
-    numbers = sorted(known)
-    kept = set(versions(out)[:keep])
+    numbers = pointer_numbers(out)
+    known = {number: read_pointer(out, number) for number in numbers}
+    kept = set(list(dict.fromkeys(reversed(known.values())))[:keep])
     now = modified(pointer_file(out, numbers[-1])) if numbers else 0.0
     for number, successor in pairwise(numbers):
         version = known[number]
@@ -167,17 +159,22 @@ def prune_objects(out: Path, keep: int) -> Iterator[tuple[str, bool]]:
             yield version, True
 
 
-def is_read(folder: Path) -> bool:
-    """Whether a process has opened the version: one of ours by a shared lock, any other by an open
-    file, of which Linux tells those who ask for a lease."""
+def rename_unread(folder: Path, new: Path) -> bool:
+    """Gives a version another name, unless a process has opened it: one of ours by a shared lock,
+    any other by an open file, of which Linux tells those who ask for a lease. Whether it did."""
     handle = os.open(folder / SUCCESS, os.O_RDONLY)
     try:
+        # Until it is renamed: a reader of ours that comes now waits, and then finds it gone.
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        files = (path for path in folder.iterdir() if path.is_file() and path.name != SUCCESS)
+        if any(map(is_open, files)):
+            return False
+        folder.rename(new)
     except BlockingIOError:
-        return True
+        return False
     finally:
         os.close(handle)
-    return any(is_open(path) for path in folder.iterdir() if path.is_file())
+    return True
 
 
 def is_open(path: Path) -> bool:

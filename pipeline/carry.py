@@ -54,7 +54,8 @@ def make_shard(task: Task) -> Made:
     Raises: what `write_shard` does.
     """
     started = time.monotonic()
-    made = make(task)
+    with storage.failures(task.folder):
+        made = make(task)
     worker = f"{os.uname().nodename}:{os.getpid()}"
     return replace(made, worker=worker, seconds=time.monotonic() - started)
 

@@ -46,11 +46,12 @@ def check_cluster(
         found, content = answer
         refuse_other(worker, found, environment())
         if content != expected:
-            raise EnvironmentFailed(f"{worker} does not see {shared}; {advice(shared)}")
+            raise EnvironmentFailed(f"{worker} does not see {shared}; {how_to_share(shared)}")
 
 
-def advice(shared: Path | None) -> str:
-    if shared is not None and storage.is_object(shared):
+def how_to_share(place: Path | None) -> str:
+    """What to do where a worker does not see what this process does."""
+    if place is not None and storage.is_object(place):
         return "give the workers the storage's address and credentials in their environment"
     return "give an --out on storage that all workers share, under the same path"
 

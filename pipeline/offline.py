@@ -136,7 +136,8 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
 
         def begin(n_samples: int) -> None:
             # Workers start while the source is read; not for one shard, or where all may be done.
-            is_new = config.overwrite or config.publish or is_empty(out)
+            is_published = config.publish or storage.is_object(out)
+            is_new = config.overwrite or (latest(out) is None if is_published else is_empty(out))
             if is_new and n_samples >= SMALL and (config.workers or config.scheduler):
                 n_workers = min(config.workers, MIN_BLOCKS)
                 clients.append(start(n_workers, config.scheduler, stack))

@@ -12,7 +12,7 @@ from pathlib import Path
 from datasets import storage, tfrecord
 from datasets.commit import RECORDS, RUN, commit, partial_folder, seal
 from datasets.errors import EnvironmentFailed, OutputError
-from datasets.index import index_path, indexes, stale_indexes, write_index
+from datasets.index import index_path, indexes, write_index
 from datasets.manifest import Manifest, Record
 from datasets.schema import canonical_json
 from datasets.storage import write_atomically
@@ -35,7 +35,8 @@ def prepare_partial(out: Path, job: Job) -> None:
     run_file = {"job": asdict(job), "probe": probe(), "versions": versions()}
     text = canonical_json(run_file)
     try:
-        (partial / RECORDS).mkdir(parents=True, exist_ok=True)
+        if not storage.is_object(partial):  # where folders are what their objects make them
+            (partial / RECORDS).mkdir(parents=True, exist_ok=True)
         if not (partial / RUN).exists():
             write_atomically(partial / RUN, text.encode())
     except OSError as err:
@@ -56,7 +57,7 @@ def check_disk(plan: Plan, tasks: Tasks) -> None:
     if storage.is_object(plan.out):
         return
     left = tasks.n_images_to_write / max(1, plan.n_images)
-    free = shutil.disk_usage(existing(plan.out)).free
+    free = shutil.disk_usage(plan.folder.parent).free
     if plan.n_images * left * largest_bytes(plan) * 2 < free:
         return  # it fits however it is encoded, so that nothing need be measured
     needed = estimate_bytes(plan)[0] * left * DISK_MARGIN
@@ -65,11 +66,6 @@ def check_disk(plan: Plan, tasks: Tasks) -> None:
             f"{plan.out.parent}: about {size(needed)} are needed and {size(free)} are free; free "
             "some space, or write fewer --copies or a smaller --image-size"
         )
-
-
-def existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    return path if path.exists() else existing(path.parent)
 
 
 def finish(
@@ -111,9 +107,9 @@ def release(plan: Plan, before: int, keep: int | None, report: Report) -> None:
     `keep` ones; and the indexes of all outputs but this one."""
     if plan.is_published:
         publish(plan.out, plan.version, before)
-    known = [path for _, path in indexes(plan.out)] if plan.is_published else ()
-    for path in known or stale_indexes(plan.folder):
-        if path != index_path(plan.folder, plan.job_sha256):
+    own = index_path(plan.folder, plan.job_sha256)
+    for name, path in indexes(plan.folder.parent):
+        if path != own and (plan.is_published or name == plan.folder.name):
             storage.remove(path)
     for version, is_gone in prune(plan.out, keep) if keep and plan.is_published else ():
         told = "removed, an old version" if is_gone else "old, but kept while somebody may read it"

@@ -23,6 +23,7 @@ from datasets.formats import FORMATS
 from datasets.manifest import Record
 from datasets.schema import Rows, Schema
 from datasets.source import sample_keys
+from pipeline.cluster import how_to_share
 from pipeline.decoder import DecoderProcess
 from pipeline.job import Job, differences, environment, read_policy
 from pipeline.library_ops import LibraryStage
@@ -90,8 +91,7 @@ def check_worker(task: Task) -> None:
         )
     if not task.folder.is_dir():
         raise EnvironmentFailed(
-            f"{worker}: does not see {task.folder}; give an --out on storage that all workers "
-            "share, under the same path"
+            f"{worker}: does not see {task.folder}; {how_to_share(task.folder)}"
         )
 
 

@@ -90,7 +90,7 @@ def test_a_cluster_without_workers_is_told_in_one_line(
     assert said == [f"--scheduler {dask.address}: has no worker; waiting for one"]
 
 
-@pytest.mark.parametrize("package", ["numpy", "dask"])
+@pytest.mark.parametrize("package", ["numpy", pytest.param("dask", marks=pytest.mark.slow)])
 def test_a_worker_with_another_version_is_named_before_work_starts(
     tmp_path: Path, package: str
 ) -> None:
@@ -218,8 +218,7 @@ def test_a_scheduler_that_dies_ends_the_run_and_a_new_one_goes_on(
         _, said = job.communicate(timeout=15)
     assert job.returncode == 5, said
     assert said.count("\n") == 1, said
-    line = said
-    assert "the Dask scheduler is gone; start it again and run the same command" in line
+    assert "the Dask scheduler is gone; start it again and run the same command" in said
     with Cluster(tmp_path) as dask:
         dask.scheduler(), dask.worker()
         assert "resuming: " in run(*LONG, "--scheduler", dask.address, "--out", out).stderr

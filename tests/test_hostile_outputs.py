@@ -36,7 +36,7 @@ def output(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return out
 
 
-def told(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Writes the manifest with the change, and the hash that fits it."""
     body = json.loads((folder / MANIFEST).read_text())
     body.pop("sha256", None)
@@ -56,7 +56,7 @@ def test_a_manifest_that_names_files_outside_is_damaged(
         lambda m: m["files"].update({name: {"bytes": 1, "sha256": "0"}}),
     ):
         folder = shutil.copytree(output, tmp_path / "out", dirs_exist_ok=True)
-        told(folder, change)
+        forge(folder, change)
         with pytest.raises(Damaged, match="is no name of a file in it"):
             read_manifest(folder)
 
@@ -65,7 +65,7 @@ def test_a_manifest_that_names_a_path_as_its_data_set_is_damaged(
     output: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(output, tmp_path / "out")
-    told(folder, lambda m: m["job"].update(dataset="/etc"))
+    forge(folder, lambda m: m["job"].update(dataset="/etc"))
     with pytest.raises(Damaged, match="'/etc' is no name of a data set"):
         check.check(folder, True, None, NO_DATA)
 
@@ -128,7 +128,7 @@ def test_a_manifest_with_anything_in_any_place_is_read_or_damaged(
     )
     for _ in range(80):
         (folder / MANIFEST).write_text(whole)
-        told(folder, change)
+        forge(folder, change)
         for read in readers:
             with contextlib.suppress(UserError):
                 read()
