@@ -20,6 +20,7 @@ from datasets.source import Listing, Samples
 
 URL = "https://www.cs.toronto.edu/~kriz/"
 PIXELS = 3 * 32 * 32  # channel by channel
+MAX_RUN = 256  # records read at a time, 0.8 MB
 
 
 @dataclass(frozen=True)
@@ -77,18 +78,35 @@ class Cifar:
         return Samples(ids, np.concatenate(labels), refs)
 
     def read(self, refs: Sequence[tuple[str, int]]) -> Iterator[np.ndarray]:
-        record = self.n_labels + PIXELS
+        record, done = self.n_labels + PIXELS, 0
         with ExitStack() as stack:
             handles: dict[str, int] = {}
-            for file, i in refs:
+            while done < len(refs):
+                file, first = refs[done]
                 if file not in handles:
                     handles[file] = os.open(self.root / self.folder / file, os.O_RDONLY)
                     stack.callback(os.close, handles[file])
-                data = os.pread(handles[file], PIXELS, i * record + self.n_labels)
-                if len(data) < PIXELS:
-                    raise OSError(f"{file}: ends before image {i}")
-                planes = np.frombuffer(data, np.uint8).reshape(3, 32, 32)
-                yield np.ascontiguousarray(planes.transpose(1, 2, 0))
+                n = run_length(refs, done)
+                data = os.pread(handles[file], n * record, first * record)
+                n_whole = len(data) // record
+                rows = np.frombuffer(data, np.uint8, n_whole * record).reshape(-1, record)
+                images = np.empty((n_whole, PIXELS // 3, 3), np.uint8)
+                for channel in range(3):  # three times as fast as to transpose them
+                    start = self.n_labels + channel * PIXELS // 3
+                    images[..., channel] = rows[:, start : start + PIXELS // 3]
+                yield from images.reshape(-1, 32, 32, 3)
+                if n_whole < n:
+                    raise OSError(f"{file}: ends before image {first + n_whole}")
+                done += n
+
+
+def run_length(refs: Sequence[tuple[str, int]], start: int) -> int:
+    """How many records from there on lie one behind the other, up to what is read at a time."""
+    file, first = refs[start]
+    n, most = 1, min(MAX_RUN, len(refs) - start)
+    while n < most and refs[start + n] == (file, first + n):
+        n += 1
+    return n
 
 
 class Cifar10(Cifar):

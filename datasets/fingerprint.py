@@ -48,7 +48,8 @@ def scan(
     n = len(samples)
     # Stamps come first: who changes a file from now on changes its stamp.
     stamps = source.stamps(samples.refs) if isinstance(source, Stamped) else [None] * n
-    found = Scan([b""] * n, np.zeros((n, 3), np.int32), stamps=stamps)
+    digests, errors = [b""] * n, dict[int, str]()
+    shapes: list[Sequence[int]] = [(0, 0, 0)] * n
     unknown = []
     for i, stamp in enumerate(stamps):
         before = known.get(samples.ids[i]) if known and stamp else None
@@ -56,29 +57,34 @@ def scan(
             unknown.append(i)
             continue
         on_sample()
-        found.digests[i], found.shapes[i] = before.digest, before.shape
+        digests[i], shapes[i] = before.digest, before.shape
         if before.error is not None:
-            found.errors[i] = before.error
+            errors[i] = before.error
     for i, data in zip(unknown, read_each(source, [samples.refs[i] for i in unknown]), strict=True):
         on_sample()
         if isinstance(data, OSError):
-            found.errors[i] = f"cannot be read: {data.strerror or data}"
+            errors[i] = f"cannot be read: {data.strerror or data}"
             stamps[i] = None  # it may be readable tomorrow, without any change to it
             continue
-        found.digests[i] = digest_of(data)
+        digests[i] = digest_of(data)
         try:
-            if isinstance(data, np.ndarray):
-                height, width = data.shape[:2]
-                channels = data.shape[2] if data.ndim == 3 else 1
-            else:
-                (height, width), channels = images.size(data), source.channels
-            if (box := samples.box(i)) is not None:
-                height, width = cropped_size(box, height, width)
+            shapes[i] = shape_of(data, source.channels, samples.box(i))
         except ImageError as err:
-            found.errors[i] = str(err)
-            continue
-        found.shapes[i] = height, width, channels
-    return found
+            errors[i] = str(err)
+    return Scan(digests, np.array(shapes, np.int32).reshape(n, 3), errors, stamps)
+
+
+def shape_of(
+    data: np.ndarray | bytes, channels: int, box: list[int] | None
+) -> tuple[int, int, int]:
+    """Height, width and channels of a sample, cropped to its box. Raises: ImageError."""
+    if isinstance(data, np.ndarray):
+        height, width, channels = data.shape if data.ndim == 3 else (*data.shape, 1)
+    else:
+        height, width = images.size(data)
+    if box is not None:
+        height, width = cropped_size(box, height, width)
+    return height, width, channels
 
 
 def digest_of(data: np.ndarray | bytes) -> bytes:

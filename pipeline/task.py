@@ -79,12 +79,10 @@ def common_shape(
     scans: dict[str, Scan], image_size: tuple[int, int] | None
 ) -> tuple[int, int, int] | None:
     """(height, width, channels) if every image will have it, else None."""
-    shapes = np.unique(usable_shapes(scans), axis=0)
-    if image_size is not None and len(shapes):
-        shapes = np.unique(
-            np.column_stack([np.tile(image_size, (len(shapes), 1)), shapes[:, 2]]), axis=0
-        )
-    if len(shapes) != 1:
+    shapes = usable_shapes(scans)
+    if image_size is not None:
+        shapes[:, :2] = image_size
+    if len(shapes) == 0 or (shapes != shapes[0]).any():
         return None
     height, width, channels = shapes[0].tolist()
     return height, width, channels

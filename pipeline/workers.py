@@ -30,6 +30,14 @@ ALLOWED_DEATHS = 10
 # A local worker that has not moved for so long (stopped, or in swap) is started anew.
 STILL_S = 60
 CONNECT_S = 10
+PRELOADED = [
+    "distributed.nanny",
+    "distributed.worker",
+    "pipeline.carry",
+    "PIL.Image",
+    "cv2",
+    "typer",
+]
 # What Dask holds at a time, a few for each thread, however many tasks there are.
 MIN_WAITING, WAITING_A_THREAD = 64, 4
 # Tasks that take less travel together: each message costs both sides about 3 ms.
@@ -150,9 +158,10 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
 
 
 def start_fork_server() -> None:
-    """Starts what local workers are forked from: a process that has imported Dask, while this one
-    does, and nothing else. Never this process: OpenCV hangs in a fork, which keeps all locks."""
-    get_context("forkserver").set_forkserver_preload(["distributed.nanny", "distributed.worker"])
+    """Starts what local workers are forked from: a process that has imported what they need, while
+    this one imports Dask, and nothing else. Never this process: a fork keeps all locks that threads
+    hold, so what is forked must have one thread. (PyArrow would start another.)"""
+    get_context("forkserver").set_forkserver_preload(PRELOADED)
     before = os.environ.get("OPENBLAS_NUM_THREADS")
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # or NumPy would start a thread in it
     try:
