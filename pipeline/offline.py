@@ -197,8 +197,9 @@ def write(
             shards = read_manifest(plan.folder).shards
             return recorded(plan, summarize(plan, shards, (), seconds, was_done=False), report)
         done = read_records(partial)
-        tasks = plan.tasks(done, find_base(plan, config.overwrite, report))
-        check_disk(plan, tasks)
+        base = find_base(plan, config.overwrite, report)
+        tasks = plan.tasks(done, base)
+        check_disk(plan, tasks, base)
         prepare_partial(plan.folder, plan.job)
         planned = time.monotonic()
         if done:

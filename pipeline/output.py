@@ -17,6 +17,7 @@ from datasets.manifest import Manifest, Record
 from datasets.schema import canonical_json
 from datasets.storage import write_atomically
 from datasets.versions import prune, publish
+from pipeline.base import Base
 from pipeline.job import Job, differences, probe, versions
 from pipeline.plan import Plan, estimate_bytes, largest_bytes
 from pipeline.report import Report, size
@@ -52,15 +53,20 @@ def prepare_partial(out: Path, job: Job) -> None:
         )
 
 
-def check_disk(plan: Plan, tasks: Tasks) -> None:
+def check_disk(plan: Plan, tasks: Tasks, base: Base | None) -> None:
     """Raises: EnvironmentFailed if what these tasks write will not fit on the disk."""
     if storage.is_object(plan.out):
         return
-    left = tasks.n_images_to_write / max(1, plan.n_images)
+    n_images = tasks.n_images_to_write
     free = shutil.disk_usage(plan.folder.parent).free
-    if plan.n_images * left * largest_bytes(plan) * 2 < free:
+    if n_images * largest_bytes(plan) * 2 < free:
         return  # it fits however it is encoded, so that nothing need be measured
-    needed = estimate_bytes(plan)[0] * left * DISK_MARGIN
+    if base is None:
+        an_image = estimate_bytes(plan)[0] / max(1, plan.n_images)
+    else:  # whose rows these are, but for a few
+        shards = base.manifest.shards
+        an_image = sum(r.bytes for r in shards) / max(1, sum(r.rows for r in shards))
+    needed = n_images * an_image * DISK_MARGIN
     if needed > free:
         raise EnvironmentFailed(
             f"{plan.out.parent}: about {size(needed)} are needed and {size(free)} are free; free "

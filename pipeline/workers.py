@@ -33,6 +33,8 @@ CONNECT_S = 10
 PRELOADED = [
     "distributed.nanny",
     "distributed.worker",
+    "distributed.http.worker.prometheus",
+    "numpy.random",
     "pipeline.carry",
     "PIL.Image",
     "cv2",
