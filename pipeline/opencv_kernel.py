@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.geometry import matrices
 from pipeline.library_ops import LibraryStage
+from pipeline.memory import aligned
 from pipeline.ops import Brightness, Flip, Op, Rotate, Shift
 from pipeline.policy import Fill, Policy
 
@@ -146,7 +147,7 @@ def augment_batch(
         return np.asarray(images), params, ["[]"] * n if library else None
     inverse = matrices(policy, params, height, width)
     if out is None:
-        out = np.empty((n, height, width, channels), np.uint8)
+        out = aligned((n, height, width, channels))
     # A large image goes all the way before the next one, while it is in the processor's cache.
     step = n if prepared is not None else max(1, CACHED_BYTES // (height * width * channels))
     for part in (slice(i, i + step) for i in range(0, n, step)):

@@ -14,6 +14,7 @@ import numpy as np
 from datasets.errors import EnvironmentFailed, ImageError
 from datasets.fingerprint import read_each
 from datasets.source import Samples, Source
+from pipeline.memory import aligned
 from pipeline.report import size
 from pipeline.shard import decode_one
 
@@ -41,7 +42,8 @@ class Pixels:
 
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
         if len(self.stored) == len(self) or not len(positions):
-            return np.asarray(self.stored[positions])
+            out = aligned((len(positions), *self.shape))
+            return np.take(self.stored, positions, axis=0, out=out, mode="clip")
         return np.stack(self.each(positions))
 
     def each(self, positions: np.ndarray) -> list[np.ndarray]:

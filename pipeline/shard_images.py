@@ -19,6 +19,7 @@ from datasets.manifest import Record, damages, read_manifest
 from datasets.source import mix, sample_keys
 from datasets.versions import open_version
 from pipeline.check import read_job
+from pipeline.memory import aligned
 
 
 class ShardImages:
@@ -98,7 +99,7 @@ class ShardImages:
             raise UserError(
                 f"{self.folder}: has no originals, which validation needs; write it with --original"
             )
-        out = np.empty((len(positions), *self.shape), self.dtype)
+        out = aligned((len(positions), *self.shape), self.dtype)
         shards = self.blocks[positions].astype(np.int64)
         for shard in np.unique(shards).tolist():
             here = shards == shard
@@ -155,7 +156,7 @@ class AllCopies:
 
     def images(self, positions: np.ndarray, copy: int) -> np.ndarray:
         """(B, *shape): the images of these rows; there is no other copy of a row."""
-        out = np.empty((len(positions), *self.shape), self.dtype)
+        out = aligned((len(positions), *self.shape), self.dtype)
         numbers, samples = np.divmod(positions, self.n)
         for number in np.unique(numbers).tolist():
             here = numbers == number
