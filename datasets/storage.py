@@ -8,6 +8,7 @@ storage is and who may use it comes from the environment, as its own tools have 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -30,7 +31,8 @@ READ_AT_ONCE = 64  # objects; each request takes 10 to 100 ms, whatever its size
 def place(text: str | Path) -> Path:
     """The path, or the place in object storage of that URL: a `UPath`, typed as what it stands for.
 
-    Raises: UserError if the scheme is not known, its package is missing, or it holds credentials.
+    Raises: UserError if the scheme is not known, its package or what it needs in the environment is
+      missing, or the URL holds credentials.
     """
     match = URL.fullmatch(text) if isinstance(text, str) else None
     if not match:
@@ -54,8 +56,17 @@ def place(text: str | Path) -> Path:
         ) from err
     from upath import UPath
 
+    # What goes wrong is raised too, and told in one line.
+    logging.getLogger(SCHEMES[scheme]).setLevel(logging.CRITICAL)
     # Listings are never remembered: other processes write there too.
     found: Any = UPath(str(text).rstrip("/"), use_listings_cache=False)
+    try:
+        found.fs  # noqa: B018  # made now, from the environment: some of them fail without it
+    except Exception as err:
+        raise UserError(
+            f"{text}: {first_line(err)}; give address and credentials by the environment, as the "
+            "storage's own tools take them"
+        ) from err
     return found
 
 
