@@ -26,9 +26,13 @@ MAX_LINE = 4_000  # characters of a line that is printed
 
 
 class UserError(Exception):
-    """Says where, what was found, what was expected and what to do, in one line."""
+    """Says where, what was found, what was expected and what to do, in one line.
+
+    mistakes: A line each, where there is more to tell than that one.
+    """
 
     exit_code = 2
+    mistakes: tuple[str, ...] = ()
 
 
 class PolicyError(UserError):
@@ -45,6 +49,10 @@ class OutputError(UserError):
 
 class JobError(UserError):
     """A job file that cannot be read, or asks for what there is not."""
+
+    def __init__(self, message: str, mistakes: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.mistakes = mistakes
 
 
 class NotCommitted(UserError):

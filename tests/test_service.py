@@ -153,6 +153,19 @@ def test_json_lines_name_job_step_shard_and_worker(tmp_path: Path) -> None:
     assert [event["exit_code"] for event in told[-2:]] == [2, 2]
 
 
+def test_results_are_json_lines_on_standard_error_where_these_are_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    job = write_job(tmp_path, augment(tmp_path), {"verify": {"folder": str(out)}})
+    for words in (("run", job), ("verify", out), ("run", job, "--dry-run")):
+        done = run(*words, "--log-format", "json")
+        (result,) = [event for event in events(done.stderr) if event["event"] == "result"]
+        assert done.stdout == ""
+        if words == ("run", job):
+            assert (result["job"], result["step"], result["command"]) == ("job", 2, "verify")
+        if "--dry-run" not in words:
+            assert "every hash fits" in result["message"]
+
+
 def test_arguments_that_look_like_options_are_arguments(tmp_path: Path) -> None:
     job = write_job(tmp_path, {"evaluate": {"runs": ["--layers"]}})
     said = run("run", job, code=2).stderr
@@ -160,8 +173,10 @@ def test_arguments_that_look_like_options_are_arguments(tmp_path: Path) -> None:
 
 
 def test_quiet_prints_errors_only(tmp_path: Path) -> None:
-    done = run("run", write_job(tmp_path, augment(tmp_path)), "--quiet")
+    verify = {"verify": {"folder": str(tmp_path / "out")}}
+    done = run("run", write_job(tmp_path, augment(tmp_path), verify), "--quiet")
     assert (done.stdout, done.stderr) == ("", "")
+    assert run("verify", tmp_path / "out", "--quiet").stdout == ""
     job = write_job(tmp_path, {"verify": {"folder": str(tmp_path)}})
     (line,) = run("run", job, "--quiet", code=2).stderr.splitlines()
     assert line.startswith("pipeline: job: step 1/1 verify ended with exit code 2: ")

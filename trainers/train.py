@@ -18,7 +18,7 @@ from pipeline.job import differences
 from pipeline.report import Report, duration
 from pipeline.stream import import_tensorflow
 from trainers.backbones import split_at_features
-from trainers.config import ARITHMETIC, TrainConfig, identity, origin, resolved
+from trainers.config import ARITHMETIC, TrainConfig, identity, origin
 from trainers.data import Data, open_data
 from trainers.evaluate import CONFIG, ENSEMBLE, RESULT, load_model
 from trainers.features import as_features
@@ -37,7 +37,6 @@ def train(
     is_part: Of a larger whole: if it is finished it is not made again.
     Raises: UserError of each kind. A run that was killed goes on, to the same weights.
     """
-    config = resolved(config)
     if config.seed + n_members > 2**32:
         raise UserError(f"--seed {config.seed}: expected at most {2**32 - n_members}")
     with training(config):
