@@ -757,7 +757,8 @@ def verify(
         typer.Option("--deep", help="Also decode every row, and recompute some from the source."),
     ] = False,
     dataset: Annotated[
-        str | None, typer.Option(help="For --deep: the source, where it is not found by its name.")
+        str | None,
+        typer.Option(help="For --deep: the source, which must then be there and as it was."),
     ] = None,
     data_dir: DataDir = DATA_DIR,
     log_format: Log = LogFormat.text,
@@ -907,14 +908,19 @@ def run_file(
 def status(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders of histories, or of outputs.", show_default="history"),
+        typer.Argument(
+            parser=place,
+            metavar="[PATH]...",
+            help="Folders of histories, or of outputs on this machine.",
+            show_default="history",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
 ) -> None:
     """Show the last run of each job; exit code 3 if one has failed, as a health check wants it."""
     from pipeline import status as runs
 
-    where = folders or [Path("history")]
+    where = [runs.known_folder(folder) for folder in folders or ()] or [Path("history")]
     found = runs.statuses(where)
     if as_json:
         print(runs.as_json(found))

@@ -10,6 +10,8 @@ UserError                2   wrong use or configuration
  ├─ OutputBusy           4   another run holds the output
  └─ EnvironmentFailed    5   disk, network or workers failed: worth a retry
 
+A job that its deadline has ended has the code 6 (`pipeline.service`): not worth a retry at once.
+
 ImageError is no UserError: it is one unusable input, which is quarantined by name.
 """
 

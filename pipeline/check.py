@@ -62,8 +62,11 @@ def check(folder: Path, deep: bool, dataset: str | None, data_dir: Path) -> str:
     """One line for a clean output.
 
     folder: An output, or where versions of it are published: then the latest of them.
-    Raises: Damaged that names every damaged file.
+    dataset: Its source, which must then be compared; else that is done where it is found.
+    Raises: Damaged that names every damaged file; UserError if the dataset cannot be compared.
     """
+    if dataset is not None and not deep:
+        raise UserError(f"--dataset {dataset}: is what --deep compares with; give --deep too")
     with reading(folder) as found:
         return check_version(found, deep, dataset, data_dir)
 
@@ -107,6 +110,11 @@ def check_deep(folder: Path, manifest: Manifest, dataset: str | None, data_dir: 
     except UserError as err:
         if isinstance(err, Damaged):
             raise
+        if dataset is not None:  # who names it wants that, or to hear that it was not done
+            raise type(err)(
+                f"{folder}: no file is damaged and {line}, but --dataset cannot be compared: "
+                f"{err}; give what it was made from, or leave out --dataset to check without it"
+            ) from err
         return f"{line}; NOT compared with the source: {err}"
     return f"{line}; {n_same} rows made again from the source are equal"
 

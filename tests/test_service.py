@@ -275,13 +275,13 @@ def test_status_shows_a_running_job_and_records_a_killed_one_once(tmp_path: Path
 
 def test_a_job_past_its_deadline_stops_itself(tmp_path: Path) -> None:
     job = write_job(tmp_path, augment(tmp_path, **LONG), {"clean": {}}, deadline="3s")
-    said = run("run", job, code=5).stderr.splitlines()
+    said = run("run", job, code=6).stderr.splitlines()
     assert said[-1] == (
         "pipeline: job: its deadline passed in step 1/2 augment; the same command goes on from "
         "there"
     )
     (record,) = records(tmp_path)
-    assert (record["exit_code"], len(record["steps"])) == (5, 1)
+    assert (record["exit_code"], len(record["steps"])) == (6, 1)
     assert not (tmp_path / "out").exists()
 
 
@@ -356,7 +356,21 @@ def test_status_of_outputs_is_that_of_the_runs_that_wrote_them(tmp_path: Path) -
 
 def test_status_where_nothing_has_run_is_well(tmp_path: Path) -> None:
     assert run("status", tmp_path).stdout == f"no runs in {tmp_path}\n"
-    assert json.loads(run("status", tmp_path / "none", "--json").stdout) == []
+    assert json.loads(run("status", tmp_path, "--json").stdout) == []
+    done = subprocess.run([PIPELINE, "status"], cwd=tmp_path, capture_output=True, check=True)
+    assert done.stdout == b"no runs in history\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("none", "none: no such folder; expected a folder of histories"),
+        ("s3://bucket/out", "s3://bucket/out: runs into object storage are recorded on the mach"),
+    ],
+)
+def test_status_of_no_folder_is_refused(place: str, expected: str) -> None:
+    (line,) = run("status", place, "--json", code=2).stderr.splitlines()
+    assert line.startswith(f"pipeline: {expected}")
 
 
 @pytest.mark.slow
