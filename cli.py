@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from datasets.errors import Damaged, EnvironmentFailed, UserError, printable
+from datasets.errors import Damaged, UserError, printable
 from datasets.storage import failure, place
 
 if TYPE_CHECKING:
@@ -976,10 +976,9 @@ def main(log_format: str | None = None) -> NoReturn:
         tell_error(logs, str(err), err.exit_code, mistakes=err.mistakes)
         raise SystemExit(err.exit_code) from None
     except Exception as err:
-        if (told := failure(err)) is not None:
-            code = EnvironmentFailed.exit_code
-            tell_error(logs, f"the storage fails: {told}; run the same command again", code)
-            raise SystemExit(code) from None
+        if (told := failure("object storage", err)) is not None:
+            tell_error(logs, str(told), told.exit_code)
+            raise SystemExit(told.exit_code) from None
         if logs == "text":
             raise
         # Wrong words are told by Typer itself as text.

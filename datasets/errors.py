@@ -9,6 +9,7 @@ UserError                2   wrong use or configuration
  ├─ Damaged              3   verify found damage
  ├─ OutputBusy           4   another run holds the output
  └─ EnvironmentFailed    5   disk, network or workers failed: worth a retry
+     └─ StorageRefused   2   wrong credentials, or no such bucket
 
 A job that its deadline has ended has the code 6 (`pipeline.service`): not worth a retry at once.
 
@@ -79,6 +80,12 @@ class EnvironmentFailed(UserError):
     """The disk, the network or the workers failed; the same command may work later."""
 
     exit_code = 5
+
+
+class StorageRefused(EnvironmentFailed):
+    """Object storage does not let this user in, or has no such bucket; no new try mends that."""
+
+    exit_code = 2
 
 
 class ImageError(Exception):
