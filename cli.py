@@ -579,13 +579,22 @@ def train(
     ensemble: Annotated[
         int, typer.Option(min=1, max=100, help="Train so many, with the seeds that follow.")
     ] = 1,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace another run in --out, once this one is finished."
+        ),
+    ] = False,
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
     """Train a network on augmented images, and say what it is worth on images it has not seen."""
+    from dataclasses import replace
+
     from pipeline.report import Report
     from trainers.train import train as run
 
+    config = replace(config, overwrite=overwrite)
     run(config, ensemble, Report(quiet=quiet, log_format=log_format.value))
 
 
