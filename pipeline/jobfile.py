@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from datasets.errors import JobError, UserError
+from datasets.errors import JobError, UserError, first_line
 from pipeline.job_schema import KEYS, PLACEHOLDER, Placeholder, job_model
 from pipeline.steps import Command
 
@@ -215,8 +215,9 @@ def refusals(steps: Sequence[Step]) -> Iterator[str]:
     for number, step in enumerate(steps, 1):
         try:
             step.command.check(step.words)
-        except UserError as err:
-            yield f"step {number} ({step.command.name}): {err}"
+        except (UserError, OSError, RuntimeError) as err:
+            # The latter two are paths: nobody's home, a loop of links, a name that is too long.
+            yield f"step {number} ({step.command.name}): {first_line(err)}"
 
 
 def refused(path: Path, mistakes: Sequence[str]) -> JobError:

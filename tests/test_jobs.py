@@ -262,6 +262,7 @@ UNFIT = {
     "{augment: {copies: 0, original: false}}": "--copies 0 --no-original: nothing to write",
     "{augment: {keep: 3}}": "--keep 3: is about published versions; give --publish too",
     "{train: {verify: true}}": "--verify: checks shards; give --offline, or leave it out",
+    "{ablate: {out: ~no-such-user/x}}": "Could not determine home directory",
     "{crossval: {mode: freeze}}": "--model cnn: learns from nothing",
 }
 
