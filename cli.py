@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from datasets.errors import Damaged, EnvironmentFailed, UserError, printable
+from datasets.errors import Damaged, UserError, printable
 from datasets.storage import failure, place
 
 if TYPE_CHECKING:
+    from pipeline.plan import AugmentConfig
     from trainers.config import TrainConfig
 
 T = TypeVar("T")
@@ -111,15 +112,40 @@ DataDir = Annotated[
         show_default="~/.cache/augmentation-pipeline",
     ),
 ]
+
+
+def read_policy(text: str) -> str:
+    """The text, if it is a policy: a job asks for that before its first step."""
+    from pipeline.policy import parse_policy
+
+    parse_policy(text)
+    return text
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """`224` -> (224, 224), `240x320` -> (240, 320): height first."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(p.isdecimal() and 1 <= int(p) <= 16_384 for p in parts):
+        raise UserError(
+            f"--image-size {text}: expected pixels such as 224 or 240x320 (height x width), "
+            "each 1 to 16384"
+        )
+    return int(parts[0]), int(parts[-1])
+
+
+POLICY: Any = {"parser": read_policy, "metavar": "OPS|PRESET|FILE"}
 Policy = Annotated[
     str | None,
     typer.Option(
         help="Ops joined by |, a preset (see `pipeline policies`), or a file saved by "
-        "albumentations.save. Default: one that suits the data set."
+        "albumentations.save. Default: one that suits the data set.",
+        **POLICY,
     ),
 ]
+# (height, width); called `Any`, since Typer would take a tuple for two words.
+SIZE: Any = {"parser": read_size, "metavar": "S|HxW"}
 ImageSize = Annotated[
-    str | None, typer.Option(help="Resize and centre-crop to S x S or HxW pixels, antialiased.")
+    Any, typer.Option(help="Resize and centre-crop to S x S or HxW pixels, antialiased.", **SIZE)
 ]
 RunDataset = Annotated[str | None, typer.Option(help="Name or path.", show_default="the run's")]
 RunDataDir = Annotated[
@@ -134,23 +160,16 @@ Seed = Annotated[int, typer.Option(help="Augmentation seed.")]
 Limit = Annotated[
     int | None, typer.Option(min=1, help="This many samples of each split, chosen by hash.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Errors only.")]
-Log = Annotated[LogFormat, typer.Option(help="Progress as text, or as JSON lines for a collector.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Errors only; no results either.")]
+Log = Annotated[
+    LogFormat,
+    typer.Option(
+        help="Progress as text on standard error and results on standard output, or all as JSON "
+        "lines on standard error."
+    ),
+]
 
 DATA_DIR = Path.home() / ".cache" / "augmentation-pipeline"
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """`224` -> (224, 224), `240x320` -> (240, 320): height first."""
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(p.isdecimal() and 1 <= int(p) <= 16_384 for p in parts):
-        raise UserError(
-            f"--image-size {text}: expected pixels such as 224 or 240x320 (height x width), "
-            "each 1 to 16384"
-        )
-    return int(parts[0]), int(parts[-1])
 
 
 # Options of augment that are about files, or about other processes.
@@ -169,12 +188,7 @@ def refuse_offline_options(context: typer.Context) -> None:
             raise UserError(f"--online: writes no shards; leave out {option}")
 
 
-@app.command()
-def augment(
-    context: typer.Context,
-    online: Annotated[
-        bool, typer.Option("--online/--offline", help="Stream without writing, or write shards.")
-    ] = False,
+def augmenting(
     dataset: Dataset = "digits",
     data_dir: DataDir = DATA_DIR,
     split: Annotated[str, typer.Option(help="The split to augment, or all.")] = "train",
@@ -243,21 +257,12 @@ def augment(
             min=1, help="Of --publish: remove all but so many versions, unless somebody reads them."
         ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be written.")
-    ] = False,
-    engine: Annotated[
-        Engine, typer.Option(help="Of --online: OpenCV's kernel, or TensorFlow's graph ops.")
-    ] = Engine.opencv,
-    log_format: Log = LogFormat.text,
-    quiet: Quiet = False,
-) -> None:
-    """Write augmented copies of a data set to shards, or make them and keep none (--online)."""
+) -> AugmentConfig:
+    """What `augment` is to write."""
     from pipeline.plan import AugmentConfig
-    from pipeline.report import Report, summary_lines
 
     options = {} if workers is None else {"workers": workers}
-    config = AugmentConfig(
+    return AugmentConfig(
         dataset=dataset,
         data_dir=data_dir,
         out=out,
@@ -270,7 +275,7 @@ def augment(
         encoding=encoding.value,
         quality=quality,
         compression=compression.value,
-        image_size=parse_size(image_size),
+        image_size=image_size,
         seed=seed,
         block_samples=block_samples,
         scheduler=scheduler,
@@ -281,19 +286,6 @@ def augment(
         keep=keep,
         **options,
     )
-    report = Report(quiet=quiet, log_format=log_format.value)
-    if online:
-        refuse_offline_options(context)
-        from pipeline.online import stream_through
-
-        print(stream_through(config, engine.value, report))
-        return
-    from pipeline import offline
-
-    if dry_run:
-        print(offline.dry_run(config, report))
-    else:
-        summary_lines(offline.materialize(config, report), report)
 
 
 def training(
@@ -459,7 +451,7 @@ def training(
     if verify and not offline:
         raise UserError("--verify: checks shards; give --offline, or leave it out")
     from pipeline.plan import AugmentConfig
-    from trainers.config import TrainConfig, run_folder
+    from trainers.config import TrainConfig, resolved, run_folder
     from trainers.data import DataConfig
     from trainers.models import ModelConfig
     from trainers.transfer import TransferConfig
@@ -468,7 +460,7 @@ def training(
         dataset="digits" if dataset is None else dataset,
         data_dir=data_dir,
         policy=policy,
-        image_size=parse_size(image_size),
+        image_size=image_size,
         seed=seed if augment_seed is None else augment_seed,
         block_samples=block_samples,
         limit=limit,
@@ -496,7 +488,7 @@ def training(
     network = ModelConfig(
         model.value, dropout, weight_decay, bias_decay, activity_l1, batch_norm, transfer
     )
-    return TrainConfig(
+    config = TrainConfig(
         data=data,
         model=network,
         out=run_folder(out, offline, dataset),
@@ -514,18 +506,21 @@ def training(
         save_h5=save_h5,
         command=("pipeline", *sys.argv[1:]),
     )
+    return resolved(config)
 
 
 def options_of(function: Callable[..., Any]) -> list[Parameter]:
     """The function's parameters, their annotations evaluated, but for a leading config."""
     found = [p for p in signature(function).parameters.values() if p.name != "config"]
-    return [p.replace(annotation=eval(p.annotation, globals())) for p in found]
+    kind = Parameter.KEYWORD_ONLY  # in any order, whether they have a default or not
+    return [p.replace(kind=kind, annotation=eval(p.annotation, globals())) for p in found]
 
 
 def with_options_of(make: Callable[..., T]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command that has `make`'s options before its own, and gets what that makes of them first.
 
-    Typer reads options from a function's signature: so each is written once for all commands.
+    Typer reads options from a function's signature: so each is written once for all commands. As
+    `make` refuses what does not go together, a job asks it before its first step.
     """
     theirs = options_of(make)
 
@@ -537,11 +532,47 @@ def with_options_of(make: Callable[..., T]) -> Callable[[Callable[..., None]], C
             command(made, **options)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.make = make  # type: ignore[attr-defined]
         run.__signature__ = Signature([*theirs, *own])  # type: ignore[attr-defined]
         run.__annotations__ = {option.name: option.annotation for option in [*theirs, *own]}
         return run
 
     return decorate
+
+
+@app.command()
+@with_options_of(augmenting)
+def augment(
+    config: AugmentConfig,
+    context: typer.Context,
+    online: Annotated[
+        bool, typer.Option("--online/--offline", help="Stream without writing, or write shards.")
+    ] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="Of --online: OpenCV's kernel, or TensorFlow's graph ops.")
+    ] = Engine.opencv,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be written.")
+    ] = False,
+    log_format: Log = LogFormat.text,
+    quiet: Quiet = False,
+) -> None:
+    """Write augmented copies of a data set to shards, or make them and keep none (--online)."""
+    from pipeline.report import Report, summary_lines
+
+    report = Report(quiet=quiet, log_format=log_format.value)
+    if online:
+        refuse_offline_options(context)
+        from pipeline.online import stream_through
+
+        report.result(stream_through(config, engine.value, report))
+        return
+    from pipeline import offline
+
+    if dry_run:
+        report.result(offline.dry_run(config, report))
+    else:
+        summary_lines(offline.materialize(config, report), report)
 
 
 @app.command()
@@ -551,13 +582,22 @@ def train(
     ensemble: Annotated[
         int, typer.Option(min=1, max=100, help="Train so many, with the seeds that follow.")
     ] = 1,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace another run in --out, once this one is finished."
+        ),
+    ] = False,
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
     """Train a network on augmented images, and say what it is worth on images it has not seen."""
+    from dataclasses import replace
+
     from pipeline.report import Report
     from trainers.train import train as run
 
+    config = replace(config, overwrite=overwrite)
     run(config, ensemble, Report(quiet=quiet, log_format=log_format.value))
 
 
@@ -575,7 +615,8 @@ def crossval(
     from pipeline.report import Report
     from trainers.crossval import crossval as run
 
-    print(run(config, folds, Report(quiet=quiet, log_format=log_format.value)))
+    report = Report(quiet=quiet, log_format=log_format.value)
+    report.result(run(config, folds, report))
 
 
 @app.command()
@@ -596,7 +637,8 @@ def ablate(
     from trainers.ablate import ablate as run
 
     at_once = len(os.sched_getaffinity(0)) // config.threads
-    print(run(config, seeds, scheduler, at_once, Report(quiet=quiet, log_format=log_format.value)))
+    report = Report(quiet=quiet, log_format=log_format.value)
+    report.result(run(config, seeds, scheduler, at_once, report))
 
 
 @app.command()
@@ -607,7 +649,9 @@ def evaluate(
     dataset: RunDataset = None,
     data_dir: RunDataDir = None,
     split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
-    policy: Annotated[str | None, typer.Option(help="Of --tta.", show_default="the run's")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Of --tta.", show_default="the run's", **POLICY)
+    ] = None,
     tta: Annotated[
         int, typer.Option(min=0, max=1000, help="Average so many augmented copies of each too.")
     ] = 0,
@@ -629,11 +673,12 @@ def evaluate(
         split=split,
         policy=policy,
         tta=tta,
-        image_size=parse_size(image_size),
+        image_size=image_size,
         seed=seed,
         limit=limit,
     )
-    print(evaluate_runs(config, Report(quiet=quiet, log_format=log_format.value)))
+    report = Report(quiet=quiet, log_format=log_format.value)
+    report.result(evaluate_runs(config, report))
 
 
 @app.command()
@@ -649,7 +694,8 @@ def compare(
     from pipeline.report import Report
     from trainers.compare import compare as run
 
-    print(run(runs, out, Report(quiet=quiet, log_format=log_format.value)))
+    report = Report(quiet=quiet, log_format=log_format.value)
+    report.result(run(runs, out, report))
 
 
 @app.command()
@@ -681,7 +727,7 @@ def visualize(
         int, typer.Option(min=1, max=64, help="Feature maps of each layer, the strongest.")
     ] = 16,
     image_size: Annotated[
-        str | None, typer.Option(help="S or HxW pixels, for a model that takes any size.")
+        Any, typer.Option(help="Size in pixels, for a model that takes any.", **SIZE)
     ] = None,
     out: Annotated[
         Path | None,
@@ -708,13 +754,11 @@ def visualize(
         samples=samples,
         class_name=class_name,
         channels=channels,
-        image_size=parse_size(image_size),
+        image_size=image_size,
         out=out,
     )
-    if layers:
-        print(list_layers(config))
-    else:
-        print(draw(config, Report(quiet=quiet, log_format=log_format.value)))
+    report = Report(quiet=quiet, log_format=log_format.value)
+    report.result(list_layers(config) if layers else draw(config, report))
 
 
 @app.command()
@@ -725,14 +769,19 @@ def verify(
         typer.Option("--deep", help="Also decode every row, and recompute some from the source."),
     ] = False,
     dataset: Annotated[
-        str | None, typer.Option(help="For --deep: the source, where it is not found by its name.")
+        str | None,
+        typer.Option(help="For --deep: the source, which must then be there and as it was."),
     ] = None,
     data_dir: DataDir = DATA_DIR,
+    log_format: Log = LogFormat.text,
+    quiet: Quiet = False,
 ) -> None:
     """Check every hash, size and count of an output; exit code 3 if anything is damaged."""
     from pipeline.check import check
+    from pipeline.report import Report
 
-    print(printable(check(folder, deep=deep, dataset=dataset, data_dir=data_dir)))
+    report = Report(quiet=quiet, log_format=log_format.value)
+    report.result(printable(check(folder, deep=deep, dataset=dataset, data_dir=data_dir)))
 
 
 @app.command()
@@ -766,22 +815,26 @@ def preview(
     image_size: ImageSize = None,
     seed: Annotated[int | None, typer.Option(help="Augmentation seed.", show_default="0")] = None,
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("preview.png"),
+    log_format: Log = LogFormat.text,
+    quiet: Quiet = False,
 ) -> None:
     """Draw a contact sheet: a row a sample, a column a copy, with the parameters under each."""
     from pipeline import preview as sheet
+    from pipeline.report import Report
 
-    size = parse_size(image_size)
     if folder is None:
         name = "digits" if dataset is None else dataset
-        tiles = sheet.from_source(name, data_dir, split, policy, samples, copies, size, seed or 0)
-    elif (dataset, policy, size, seed) == (None, None, None, None):
+        tiles = sheet.from_source(
+            name, data_dir, split, policy, samples, copies, image_size, seed or 0
+        )
+    elif (dataset, policy, image_size, seed) == (None, None, None, None):
         tiles = sheet.from_output(folder, split, samples, copies)
     else:
         raise UserError(
             f"{folder}: shown as it is stored; --dataset, --policy, --image-size and --seed belong "
             "to a preview of a data set: leave them out, or leave the folder out"
         )
-    print(sheet.draw(tiles, out))
+    Report(quiet=quiet, log_format=log_format.value).result(sheet.draw(tiles, out))
 
 
 @app.command("datasets")
@@ -812,15 +865,18 @@ def clean(
             help="An output, or a folder under which outputs lie.",
         ),
     ] = Path("augmented"),
+    log_format: Log = LogFormat.text,
+    quiet: Quiet = False,
 ) -> None:
     """Remove what unfinished runs have left beside outputs."""
     from datasets.clean import clean as remove
+    from pipeline.report import Report
 
-    n = 0
+    report, n = Report(quiet=quiet, log_format=log_format.value), 0
     for line in remove(folder):
-        print(printable(line))
+        report.result(printable(line))
         n += 1
-    print(f"{n} unfinished under {folder}")
+    report.result(f"{n} unfinished under {folder}")
 
 
 STEPS = (augment, train, crossval, ablate, evaluate, compare, visualize, verify, preview, clean)
@@ -853,10 +909,10 @@ def run_file(
 
     changes, commands = change or [], {step.__name__: command_of(step) for step in STEPS}
     found = read_job(job, changes, commands, os.environ, timestamp()[:10])
-    if dry_run:
-        print(command_lines(found))
-        return
     report = Report(quiet=quiet, log_format=log_format.value)
+    if dry_run:
+        report.result(command_lines(found))
+        return
     raise typer.Exit(run_job(found, changes, STEP, report))
 
 
@@ -864,14 +920,19 @@ def run_file(
 def status(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders of histories, or of outputs.", show_default="history"),
+        typer.Argument(
+            parser=place,
+            metavar="[PATH]...",
+            help="Folders of histories, or of outputs on this machine.",
+            show_default="history",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
 ) -> None:
     """Show the last run of each job; exit code 3 if one has failed, as a health check wants it."""
     from pipeline import status as runs
 
-    where = folders or [Path("history")]
+    where = [runs.known_folder(folder) for folder in folders or ()] or [Path("history")]
     found = runs.statuses(where)
     if as_json:
         print(runs.as_json(found))
@@ -928,13 +989,12 @@ def main(log_format: str | None = None) -> NoReturn:
         tell_error(logs, message, int(err.code or 0))
         raise
     except UserError as err:
-        tell_error(logs, str(err), err.exit_code)
+        tell_error(logs, str(err), err.exit_code, mistakes=err.mistakes)
         raise SystemExit(err.exit_code) from None
     except Exception as err:
-        if (told := failure(err)) is not None:
-            code = EnvironmentFailed.exit_code
-            tell_error(logs, f"the storage fails: {told}; run the same command again", code)
-            raise SystemExit(code) from None
+        if (told := failure("object storage", err)) is not None:
+            tell_error(logs, str(told), told.exit_code)
+            raise SystemExit(told.exit_code) from None
         if logs == "text":
             raise
         # Wrong words are told by Typer itself as text.

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from datasets import storage
 from datasets.commit import (
-    UNFINISHED,
     commit,
     hold,
     is_empty,
@@ -20,9 +19,8 @@ from datasets.commit import (
 from datasets.errors import OutputBusy
 from datasets.index import INDEX, stale_indexes
 from datasets.lease import leased
-from datasets.manifest import SUCCESS
+from datasets.manifest import SUCCESS, UNFINISHED, VERSION
 from datasets.storage import walk
-from datasets.versions import VERSION
 
 
 def clean(folder: Path) -> Iterator[str]:

@@ -33,6 +33,7 @@ from datasets.lease import leased, refuse_if_leased
 from datasets.manifest import (
     MANIFEST,
     SUCCESS,
+    UNFINISHED,
     Manifest,
     Record,
     encode_manifest,
@@ -46,7 +47,6 @@ from datasets.versions import latest
 RECORDS = ".records"
 RECORD = re.compile(r"\.records/[^./][^/]*\.json")  # no file that a killed process has left
 RUN = ".run.json"
-UNFINISHED = re.compile(r"\.(?P<out>.+)\.(partial|replaced)-(?P<job>[0-9a-f]{16})", re.S)
 
 
 def sync_folder(path: Path) -> None:

@@ -9,6 +9,9 @@ UserError                2   wrong use or configuration
  ├─ Damaged              3   verify found damage
  ├─ OutputBusy           4   another run holds the output
  └─ EnvironmentFailed    5   disk, network or workers failed: worth a retry
+     └─ StorageRefused   2   wrong credentials, or no such bucket
+
+A job that its deadline has ended has the code 6 (`pipeline.service`): not worth a retry at once.
 
 ImageError is no UserError: it is one unusable input, which is quarantined by name.
 """
@@ -26,9 +29,13 @@ MAX_LINE = 4_000  # characters of a line that is printed
 
 
 class UserError(Exception):
-    """Says where, what was found, what was expected and what to do, in one line."""
+    """Says where, what was found, what was expected and what to do, in one line.
+
+    mistakes: A line each, where there is more to tell than that one.
+    """
 
     exit_code = 2
+    mistakes: tuple[str, ...] = ()
 
 
 class PolicyError(UserError):
@@ -45,6 +52,10 @@ class OutputError(UserError):
 
 class JobError(UserError):
     """A job file that cannot be read, or asks for what there is not."""
+
+    def __init__(self, message: str, mistakes: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.mistakes = mistakes
 
 
 class NotCommitted(UserError):
@@ -69,6 +80,12 @@ class EnvironmentFailed(UserError):
     """The disk, the network or the workers failed; the same command may work later."""
 
     exit_code = 5
+
+
+class StorageRefused(EnvironmentFailed):
+    """Object storage does not let this user in, or has no such bucket; no new try mends that."""
+
+    exit_code = 2
 
 
 class ImageError(Exception):

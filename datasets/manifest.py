@@ -18,6 +18,10 @@ from datasets.source import read_file
 MANIFEST = "_manifest.json"  # readers of whole folders pass over what begins so
 SUCCESS = "_SUCCESS"
 NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]*")  # of a file of an output
+VERSION = re.compile(r"[0-9a-f]{16}")  # of a folder of a published output
+LATEST = "latest"  # the link to one of those
+# Of a folder beside an output: a run that has not come to its end, or what it replaces.
+UNFINISHED = re.compile(r"\.(?P<out>.+)\.(partial|replaced)-(?P<job>[0-9a-f]{16})", re.S)
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,7 @@ def decode_manifest(text: str, where: Path) -> Manifest:
         return manifest
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise Damaged(
-            f"{where}: the manifest is damaged ({first_line(err)}); write the output again with "
-            "--overwrite"
+            f"{where}: the manifest is damaged ({first_line(err)}); {mended(where.parent)}"
         ) from err
 
 
@@ -121,28 +124,52 @@ def is_output(folder: Path) -> bool:
         return False
 
 
+def mended(folder: Path) -> str:
+    """What is to be done about a damaged output."""
+    is_version = VERSION.fullmatch(folder.name) and (folder.parent / LATEST).is_symlink()
+    return f"write the output again with {'--publish ' if is_version else ''}--overwrite"
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a run into the folder, or into a version in it, has begun and not come to its end;
+    of a folder that is no whole output itself."""
+    if storage.is_object(folder):
+        names = [folder.name, *(name for name, _ in storage.entries(folder))]
+        return any(map(VERSION.fullmatch, names))
+    inside, beside = (
+        [match["out"] for path in place.glob(".*") if (match := UNFINISHED.fullmatch(path.name))]
+        for place in (folder, folder.parent)
+    )
+    return any(map(VERSION.fullmatch, inside)) or folder.name in beside
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a committed folder.
 
     Raises: OutputError if the folder is not one of ours or not committed, Damaged if the manifest
       is not as it was written.
     """
+    path = folder / MANIFEST
+    if not path.is_file() and is_begun(folder):
+        raise OutputError(
+            f"{folder}: nothing is finished there: a run has begun and not come to its end; the "
+            "same `pipeline augment` again goes on from there"
+        )
     if not folder.is_dir():
         raise OutputError(f"{folder}: no such folder; expected the output of `pipeline augment`")
-    path = folder / MANIFEST
     if not path.is_file():
         raise OutputError(f"{folder}: no {MANIFEST}, so not an output of `pipeline augment`")
     if not (folder / SUCCESS).is_file():
-        raise Damaged(f"{folder}: no {SUCCESS}; write the output again with --overwrite")
+        raise Damaged(f"{folder}: no {SUCCESS}; {mended(folder)}")
     try:
         text = path.read_bytes().decode()
     except UnicodeDecodeError as err:
-        raise Damaged(f"{path}: the manifest is damaged ({err.reason})") from err
+        raise Damaged(f"{path}: the manifest is damaged ({err.reason}); {mended(folder)}") from err
     manifest = decode_manifest(text, path)
     names = [*(record.name for record in manifest.shards), *manifest.files]
     for name in () if storage.is_object(folder) else names:
         if (folder / name).exists() and not (folder / name).is_file():  # a pipe would never end
-            raise Damaged(f"{folder / name}: no regular file; write the output with --overwrite")
+            raise Damaged(f"{folder / name}: no regular file; {mended(folder)}")
     return manifest
 
 

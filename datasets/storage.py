@@ -20,11 +20,18 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from datasets.errors import EnvironmentFailed, UserError, first_line
+from datasets.errors import EnvironmentFailed, StorageRefused, UserError, first_line
 
 URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<whole>/?).*", re.S)
 SCHEMES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}  # and the package of each
 LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure")
+# Of S3: codes of answers, and errors of its library, that the same request would get again. Not
+# here: clocks that differ and tokens that have expired, which a later run may find mended.
+REFUSALS = {
+    *("AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"),
+    *("InvalidBucketName", "NoSuchBucket"),
+    *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"),
+}
 READ_AT_ONCE = 64  # objects; each request takes 10 to 100 ms, whatever its size
 
 
@@ -89,30 +96,40 @@ def key(path: Path) -> str:
     return path.path.rstrip("/")  # type: ignore[attr-defined]
 
 
-def failure(err: BaseException | None) -> str | None:
-    """What a storage's library says, in one line, where the error is one of its own."""
-    while err is not None:
-        if type(err).__module__.split(".")[0] in LIBRARIES:
-            return hide_credentials(first_line(err)) if isinstance(err, Exception) else None
-        err = err.__cause__
-    return None
+def failure(what: Path | str, err: BaseException) -> EnvironmentFailed | None:
+    """What to tell the user where the error, or its cause, is one of a storage's library."""
+    cause: BaseException | None = err
+    while cause is not None and type(cause).__module__.split(".")[0] not in LIBRARIES:
+        cause = cause.__cause__
+    if not isinstance(cause, Exception):
+        return None
+    told = hide_credentials(first_line(cause))
+    answer = getattr(cause, "response", None)
+    code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+    if REFUSALS & {type(cause).__name__, code}:
+        return StorageRefused(
+            f"{what}: the storage refuses it: {told}; mend the URL, or the address or credentials "
+            "in the environment"
+        )
+    return EnvironmentFailed(
+        f"{what}: the storage fails: {told}; look at its address and credentials in the "
+        "environment, and run the same command again"
+    )
 
 
 @contextmanager
 def failures(what: Path | str) -> Iterator[None]:
-    """Raises: EnvironmentFailed where the storage does not answer or does not allow it."""
+    """Raises: EnvironmentFailed where the storage does not answer; StorageRefused, which is one of
+    these, where it does not allow it."""
     try:
         yield
     except UserError:
         raise
     except Exception as err:
-        told = failure(err)
+        told = failure(what, err)
         if told is None:
             raise
-        raise EnvironmentFailed(
-            f"{what}: the storage fails: {told}; look at its address and credentials in the "
-            "environment, and run the same command again"
-        ) from err
+        raise told from err
 
 
 def create(path: Path, data: bytes) -> bool:

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import signal
 import uuid
 from collections.abc import Iterator
@@ -23,12 +22,10 @@ from pathlib import Path
 from datasets import storage
 from datasets.errors import Damaged, OutputBusy, OutputError
 from datasets.lease import modified
-from datasets.manifest import SUCCESS, is_output
+from datasets.manifest import LATEST, SUCCESS, VERSION, is_output
 from datasets.schema import canonical_json
 
-LATEST = "latest"
 POINTERS = "_versions"
-VERSION = re.compile(r"[0-9a-f]{16}")
 # Nobody can tell who reads from object storage: what was replaced stays for this long.
 STAYS_S = 24 * 3600.0
 

@@ -15,6 +15,7 @@ with DAG(
     start_date=datetime(2026, 1, 1),
     catchup=False,  # one run covers all nights that were missed
     max_active_runs=1,
+    dagrun_timeout=timedelta(hours=8),  # all tries together; the job's own deadline is for one
 ):
     BashOperator(
         task_id="nightly",
@@ -27,7 +28,8 @@ with DAG(
         cwd="/var/lib/augmentation-pipeline",
         skip_on_exit_code=4,  # another run of the job is going, which does the work
         # For 5 and 143: the next try goes on where this one ended. Airflow cannot tell them from 1,
-        # 2 and 3, which end the next tries alike, and soon: finished shards are kept.
+        # 2 and 3, which end the next tries alike, and soon: finished shards are kept. Nor from 6,
+        # the deadline, for which the time of all tries has an end.
         retries=3,
         retry_delay=timedelta(minutes=1),
         retry_exponential_backoff=5.0,

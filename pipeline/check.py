@@ -15,7 +15,7 @@ from datasets.errors import Damaged, ImageError, UserError, first_line
 from datasets.fingerprint import fingerprint, scan
 from datasets.formats import FORMATS
 from datasets.images import MAX_PIXELS
-from datasets.manifest import Manifest, damages, read_manifest
+from datasets.manifest import Manifest, damages, mended, read_manifest
 from datasets.schema import Rows, Schema
 from datasets.source import sample_keys
 from datasets.versions import reading
@@ -26,7 +26,7 @@ from pipeline.rng import MAX_COPY
 RECOMPUTED = 64  # rows of an output that --deep makes again from the source
 
 
-def read_job(manifest: Manifest) -> Job:
+def read_job(folder: Path, manifest: Manifest) -> Job:
     """The job as it was, from its canonical form.
 
     Raises: Damaged if it is none that `pipeline augment` could have run.
@@ -53,7 +53,7 @@ def read_job(manifest: Manifest) -> Job:
                 raise ValueError(f"images have the shape {shape}")
     except (ValueError, KeyError, TypeError) as err:
         raise Damaged(
-            f"the manifest is damaged ({first_line(err)}); write the output again with --overwrite"
+            f"{folder}: the manifest is damaged ({first_line(err)}); {mended(folder)}"
         ) from err
     return job
 
@@ -62,8 +62,11 @@ def check(folder: Path, deep: bool, dataset: str | None, data_dir: Path) -> str:
     """One line for a clean output.
 
     folder: An output, or where versions of it are published: then the latest of them.
-    Raises: Damaged that names every damaged file.
+    dataset: Its source, which must then be compared; else that is done where it is found.
+    Raises: Damaged that names every damaged file; UserError if the dataset cannot be compared.
     """
+    if dataset is not None and not deep:
+        raise UserError(f"--dataset {dataset}: is what --deep compares with; give --deep too")
     with reading(folder) as found:
         return check_version(found, deep, dataset, data_dir)
 
@@ -74,10 +77,7 @@ def check_version(folder: Path, deep: bool, dataset: str | None, data_dir: Path)
     if found:
         listed = "; ".join(f"{name}: {what}" for name, what in found[:20])
         more = f"; and {len(found) - 20} more" if len(found) > 20 else ""
-        raise Damaged(
-            f"{folder}: {len(found)} files are damaged: {listed}{more}; write the output again "
-            "with --overwrite"
-        )
+        raise Damaged(f"{folder}: {len(found)} files are damaged: {listed}{more}; {mended(folder)}")
     rows = sum(record.rows for record in manifest.shards)
     line = f"{folder}: {rows:,} images in {len(manifest.shards)} shards, every hash fits"
     return f"{line}; {check_deep(folder, manifest, dataset, data_dir)}" if deep else line
@@ -85,7 +85,7 @@ def check_version(folder: Path, deep: bool, dataset: str | None, data_dir: Path)
 
 def check_deep(folder: Path, manifest: Manifest, dataset: str | None, data_dir: Path) -> str:
     """Decodes every row, and makes some of them again from the source."""
-    job = read_job(manifest)
+    job = read_job(folder, manifest)
     schema = job.schema(tuple(manifest.classes))
     wanted = chosen_rows(folder, manifest)
     kept: dict[tuple[str, int], Rows] = {}
@@ -107,6 +107,11 @@ def check_deep(folder: Path, manifest: Manifest, dataset: str | None, data_dir: 
     except UserError as err:
         if isinstance(err, Damaged):
             raise
+        if dataset is not None:  # who names it wants that, or to hear that it was not done
+            raise type(err)(
+                f"{folder}: no file is damaged and {line}, but --dataset cannot be compared: "
+                f"{err}; give what it was made from, or leave out --dataset to check without it"
+            ) from err
         return f"{line}; NOT compared with the source: {err}"
     return f"{line}; {n_same} rows made again from the source are equal"
 

@@ -22,7 +22,7 @@ def describe(folder: Path) -> None:
 
     with reading(folder) as found:
         manifest = read_manifest(found)
-        read_job(manifest)  # else its parts may be anything
+        read_job(found, manifest)  # else its parts may be anything
         counts, ranges = collect(found, manifest)
     console = Console(markup=False, emoji=False)  # names are shown as they are
     job = Table("job", Column(overflow="fold"), title=printable(str(found)), title_justify="left")

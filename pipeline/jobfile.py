@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from datasets.errors import JobError
+from datasets.errors import JobError, UserError, first_line
 from pipeline.job_schema import KEYS, PLACEHOLDER, Placeholder, job_model
 from pipeline.steps import Command
 
@@ -60,7 +60,8 @@ def read_job(
       changes: `KEY=VALUE` or `STEP.OPTION=VALUE`, which every step of that command gets.
       commands: What a step may be, by name.
       environ: What `${NAME}` stands for. date: What `${DATE}` stands for.
-    Raises: JobError that tells all mistakes at once, in one line.
+    Raises: JobError that tells all mistakes at once: those of its form or, if there is none, those
+      of the values.
     """
     data = read_bytes(path)
     body = parse(data, str(path))
@@ -190,15 +191,13 @@ def checked(
     from pydantic import ValidationError
 
     try:
-        job: Any = job_model(tuple(commands.values())).model_validate(body)
+        valid: Any = job_model(tuple(commands.values())).model_validate(body)
     except ValidationError as err:
         mistakes = [mistake(error, commands) for error in err.errors(include_url=False)]
-        more = len(mistakes) - SHOWN_MISTAKES
-        text = "; ".join(mistakes[:SHOWN_MISTAKES]) + (f"; and {more} more" if more > 0 else "")
-        raise JobError(f"{path}: {text}") from None
-    found = job.model_dump(by_alias=True, exclude_unset=True)
+        raise refused(path, mistakes) from None
+    found = valid.model_dump(by_alias=True, exclude_unset=True)
     steps = [next(iter(step.items())) for step in found["steps"]]
-    return JobFile(
+    job = JobFile(
         path=path,
         sha256=sha256,
         name=found["name"],
@@ -206,6 +205,28 @@ def checked(
         deadline_s=seconds_of(found["deadline"]) if "deadline" in found else None,
         steps=tuple(Step(commands[name], options) for name, options in steps),
     )
+    if mistakes := list(refusals(job.steps)):
+        raise refused(path, mistakes)
+    return job
+
+
+def refusals(steps: Sequence[Step]) -> Iterator[str]:
+    """What commands say to the values of their options, one line for each step that is refused."""
+    for number, step in enumerate(steps, 1):
+        try:
+            step.command.check(step.words)
+        except (UserError, OSError, RuntimeError) as err:
+            # The latter two are paths: nobody's home, a loop of links, a name that is too long.
+            yield f"step {number} ({step.command.name}): {first_line(err)}"
+
+
+def refused(path: Path, mistakes: Sequence[str]) -> JobError:
+    """Tells of one mistake in one line, of several in a line each."""
+    if len(mistakes) == 1:
+        return JobError(f"{path}: {mistakes[0]}")
+    more = len(mistakes) - SHOWN_MISTAKES
+    shown = (*mistakes[:SHOWN_MISTAKES], *([f"and {more} more"] if more > 0 else []))
+    return JobError(f"{path}: {len(mistakes)} mistakes", shown)
 
 
 def seconds_of(deadline: str) -> float:

@@ -16,7 +16,7 @@ from datasets.catalog import open_source
 from datasets.errors import Damaged, EnvironmentFailed, ImageError, UserError, printable
 from datasets.fingerprint import read_each
 from datasets.formats import FORMATS
-from datasets.manifest import read_manifest
+from datasets.manifest import mended, read_manifest
 from datasets.source import check_listing, sample_keys
 from datasets.versions import reading
 from pipeline.check import read_job
@@ -142,7 +142,7 @@ def from_output(folder: Path, split: str, n_samples: int, n_copies: int) -> Shee
 
 def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> Sheet:
     manifest = read_manifest(folder)
-    job = read_job(manifest)
+    job = read_job(folder, manifest)
     if job.network:
         raise UserError(
             f"{folder}: holds features, which are no images; name what they are made of"
@@ -170,7 +170,7 @@ def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> She
             break
     labels = [next(iter(tiles.values()))[1] for tiles in found.values()]
     if not {*labels} <= {*range(len(manifest.classes))}:
-        raise Damaged(f"{folder}: has labels without a class; write it with --overwrite")
+        raise Damaged(f"{folder}: has labels without a class; {mended(folder)}")
     names = [manifest.classes[label] for label in labels]
     copies = sorted({copy for tiles in found.values() for copy in tiles})
     grid = [[tiles[copy][0] for copy in copies] for tiles in found.values()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Report:
-    """Where lines go: standard error, so that standard output stays free for results."""
+    """Where lines go: standard error; as text, results go to standard output."""
 
     quiet: bool = False
     log_format: str = "text"
@@ -87,15 +87,31 @@ class Report:
         if self.log_format == "json":
             self.say(text, **fields)
 
-    def error(self, message: str, exit_code: int, **fields: Any) -> None:
-        """One line that is never left out."""
+    def error(
+        self, message: str, exit_code: int, mistakes: Sequence[str] = (), **fields: Any
+    ) -> None:
+        """One line that is never left out, and one for each mistake that it is about."""
         told = {"event": "error", "exit_code": exit_code, **fields}
         self.write(f"pipeline: {message}", message, told)
+        for mistake in mistakes:
+            self.write(f"  {mistake}", mistake, {"event": "mistake"})
+
+    def result(self, text: str) -> None:
+        """What a command was asked for: on standard output, or told like all else as JSON."""
+        if self.quiet:
+            return
+        if self.log_format == "json":
+            self.say(text, event="result")
+        else:
+            print(text, flush=True)
 
     def relay(self, prefix: str, event: dict[str, Any]) -> None:
         """What another process has told as JSON: all of it as JSON, or its errors alone if quiet;
         as text not what `event` tells, nor the error that it ends with, which is the caller's."""
         kind = event.get("event")
+        if kind == "result" and self.log_format == "text":
+            self.result(event["message"])
+            return
         if self.log_format == "json":
             is_told = not self.quiet or kind == "error"
         else:

@@ -9,7 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from datasets.errors import EnvironmentFailed, OutputBusy
+from datasets.errors import EnvironmentFailed, OutputBusy, UserError
+from datasets.storage import is_object
 from pipeline.history import KILLED, LINES, STARTED, History, read_lines
 from pipeline.report import duration
 
@@ -21,6 +22,7 @@ MEANINGS = {
     3: "bad inputs",
     4: "output held",
     5: "worth a retry",
+    6: "past its deadline",
     129: "hung up",
     130: "interrupted",
     137: "killed",
@@ -49,6 +51,21 @@ class Status:
             return ""
         between = datetime.fromisoformat(self.end) - datetime.fromisoformat(self.start)
         return duration(between.total_seconds())
+
+
+def known_folder(folder: Path) -> Path:
+    """The folder. Raises: UserError if it is none of this machine."""
+    if is_object(folder):
+        raise UserError(
+            f"{folder}: runs into object storage are recorded on the machine that they ran on; "
+            "expected the folder that their job file calls history"
+        )
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such folder; expected a folder of histories (that which a job file "
+            "calls history), or one of outputs"
+        )
+    return folder
 
 
 def statuses(folders: Sequence[Path]) -> list[Status]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from inspect import signature
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
+import typer
 from typer.models import ArgumentInfo, ParameterInfo
 from typer.utils import get_params_from_function
 
@@ -55,13 +57,14 @@ class Option:
 class Command:
     """A command that can be a step.
 
-    logs_json: Whether it knows `--log-format`.
+    function: As the command line has it. What `function.make` makes of the options, where there is
+      such, refuses those that do not go together.
     """
 
     name: str
     help: str
     options: tuple[Option, ...]
-    logs_json: bool
+    function: Callable[..., Any]
 
     def words(self, given: dict[str, Any]) -> list[str]:
         """The command line that has these options: `augment --copies 8`. A training goes on where
@@ -84,6 +87,14 @@ class Command:
             arguments.insert(0, "--")
         return [self.name, *flags, *arguments]
 
+    def check(self, words: Sequence[str]) -> None:
+        """Raises: UserError where the command would refuse its command line before any work."""
+        app = typer.Typer(add_completion=False)
+        app.command()(self.function)
+        context = typer.main.get_command(app).make_context(self.name, list(words[1:]))
+        if make := getattr(self.function, "make", None):
+            make(**{name: context.params[name] for name in signature(make).parameters})
+
 
 def command_of(function: Callable[..., Any]) -> Command:
     """The command that Typer makes of a function, from what it knows of its parameters."""
@@ -96,7 +107,7 @@ def command_of(function: Callable[..., Any]) -> Command:
             for name in known
             if isinstance(known[name].default, ParameterInfo) and name not in LEFT_OUT
         ),
-        logs_json="log_format" in known,
+        function=function,
     )
 
 
@@ -114,7 +125,7 @@ def option_of(name: str, annotation: Any, about: Any) -> Option:
     is_argument = isinstance(about, ArgumentInfo)
     return Option(
         name=written if is_argument else on.removeprefix("--"),
-        kind=str if kind is Path else kind,
+        kind=str if kind is Path or about.parser else kind,
         is_list=is_list,
         is_required=about.default is ...,
         on=None if is_argument else on,

@@ -148,10 +148,10 @@ def test_systemd_understands_when_the_timer_elapses() -> None:
 def test_systemd_starts_again_after_5_and_takes_4_and_143_for_an_end() -> None:
     assert setting(SERVICE, "Restart") == "on-failure"
     assert setting(SERVICE, "SuccessExitStatus").split() == ["4", "143"]
-    assert setting(SERVICE, "RestartPreventExitStatus").split() == ["1", "2", "3"]
+    assert setting(SERVICE, "RestartPreventExitStatus").split() == ["1", "2", "3", "6"]
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5, 143])
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5, 6, 143])
 def test_the_cron_line_says_something_only_when_somebody_must_look(
     tmp_path: Path, code: int
 ) -> None:

@@ -42,6 +42,7 @@ def refusal(folder: Path, text: str, *changes: str, **environ: str) -> str:
     with pytest.raises(UserError) as caught:
         read(folder, text, *changes, **environ)
     assert len(str(caught.value).splitlines()) == 1
+    assert not caught.value.mistakes
     return str(caught.value)
 
 
@@ -81,12 +82,12 @@ def test_trainings_go_on_where_they_stopped_unless_told_otherwise(tmp_path: Path
 def test_placeholders_are_filled_in(tmp_path: Path) -> None:
     text = """
     steps:
-      - augment: {dataset: "${HERE}/x", copies: "${N}", original: "${NO}", policy: "${N}"}
+      - augment: {dataset: "${HERE}/x", copies: "${N}", original: "${NO}", split: "${N}"}
       - train: {out: "runs/${DATE}-$${HERE}", lr: "${LR}"}
     """
     job = read(tmp_path, text, HERE="a b", N="7", NO="false", LR="1e-4", DATE="never")
     assert words(job) == [
-        ["augment", "--dataset", "a b/x", "--policy", "7", "--copies", "7", "--no-original"],
+        ["augment", "--dataset", "a b/x", "--split", "7", "--copies", "7", "--no-original"],
         ["train", "--lr", "0.0001", "--out", "runs/2026-02-03-${HERE}", "--resume"],
     ]
 
@@ -162,7 +163,7 @@ WRONG: list[tuple[str, str, bool]] = [
     ("steps: [{augment: {resume: true}}]", "resume is not known, write overwrite: false", True),
     ("steps: [{augment: {no-original: true}}]", "not known, write original: false", True),
     ("steps: [{augment: {log-format: json}}]", "log-format is not known, the", True),
-    ("steps: [{augment: {dry-run: true}}]", "dry-run is not known, there are online", True),
+    ("steps: [{augment: {dry-run: true}}]", "dry-run is not known, there are dataset", True),
     ("steps: [{augment: {image-size: 1, image_size: 2}}]", "image_size is not known", True),
     ("steps: [{augment: {}}]\nname: ../x", "name: found '../x', expected a name of letters", True),
     ("steps: [{augment: {}}]\nhistory: 1.5", "history: found 1.5, expected a folder", True),
@@ -242,12 +243,53 @@ def test_files_that_are_no_job_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
-    message = refusal(tmp_path, "steps: [{augment: {copys: 1, limit: 0}}, {trian: }]\nnam: x")
-    assert message == (
-        f"{tmp_path / 'job.yaml'}: step 1 (augment): limit: found 0, expected a whole number of at "
-        "least 1; step 1 (augment): copys is not known, the nearest is copies; step 2: trian is "
-        "not known, the nearest is train; nam is not known, the nearest is name"
+    with pytest.raises(UserError, match=r"yaml: 4 mistakes$") as caught:
+        read(tmp_path, "steps: [{augment: {copys: 1, limit: 0}}, {trian: }]\nnam: x")
+    assert caught.value.mistakes == (
+        "step 1 (augment): limit: found 0, expected a whole number of at least 1",
+        "step 1 (augment): copys is not known, the nearest is copies",
+        "step 2: trian is not known, the nearest is train",
+        "nam is not known, the nearest is name",
     )
+
+
+# What only the command knows of the values of its options.
+UNFIT = {
+    "{augment: {policy: 'flip()|rotat(degrees=3)'}}": "rotat",
+    "{evaluate: {runs: [a], image-size: 0}}": "--image-size 0: expected pixels such as 224",
+    "{preview: {policy: missing.yaml}}": "missing.yaml",
+    "{augment: {out: 'ftp://host/x'}}": "ftp://host/x: ftp:// is not known",
+    "{augment: {copies: 0, original: false}}": "--copies 0 --no-original: nothing to write",
+    "{augment: {keep: 3}}": "--keep 3: is about published versions; give --publish too",
+    "{train: {verify: true}}": "--verify: checks shards; give --offline, or leave it out",
+    "{ablate: {out: ~no-such-user/x}}": "Could not determine home directory",
+    "{crossval: {mode: freeze}}": "--model cnn: learns from nothing",
+}
+
+
+@pytest.mark.parametrize("step", UNFIT)
+def test_values_that_a_step_would_refuse_are_refused_before_the_first(
+    tmp_path: Path, step: str
+) -> None:
+    message = refusal(tmp_path, f"steps: [clean: {{}}, {step}]")
+    assert message.startswith(f"{tmp_path / 'job.yaml'}: step 2 ({step[1:].split(':')[0]}): ")
+    assert UNFIT[step] in message
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_several_mistakes_are_a_line_each_under_one_that_names_the_file(
+    tmp_path: Path, log_format: str
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("steps: [{augment: {policy: flop()}}, {train: {image-size: 9x}}]")
+    lines = run("run", path, "--log-format", log_format, code=2).stderr.splitlines()
+    if log_format == "json":
+        lines = [json.loads(line)["message"] for line in lines]
+        lines = [f"pipeline: {lines[0]}", *(f"  {line}" for line in lines[1:])]
+    assert lines[0] == f"pipeline: {path}: 2 mistakes"
+    assert lines[1].startswith("  step 1 (augment): policy, 'flop()' at ")
+    assert lines[2].startswith("  step 2 (train): --image-size 9x: expected pixels")
+    assert len(lines) == 3
 
 
 TEXTS = st.text(max_size=12) | st.sampled_from(["${DATE}", "${HOME}", "$${", "1h", "parquet", "a"])

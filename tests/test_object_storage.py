@@ -217,6 +217,9 @@ def test_a_group_killed_at_any_request_and_resumed_gives_the_same_bytes(
     assert killed.is_set()
     if found := latest(folder):
         assert tree_hash(found) == undisturbed
+    elif folder.exists():
+        said = run("verify", out, code=2, env=server.env).stderr
+        assert "nothing is finished there: a run has begun and not come to its end" in said
     run(*command(out, "--workers", 0), env=server.env)
     assert tree_hash(latest(folder)) == undisturbed
     assert is_tidy(folder)
@@ -311,7 +314,8 @@ def test_two_runs_that_both_believe_to_be_alone_do_not_both_publish(tmp_path: Pa
     ("url", "env", "code", "expected"),
     [
         ("s3://nowhere/photos", {}, 2, "nothing is there"),
-        ("s3://data/photos", {"AWS_SECRET_ACCESS_KEY": "wrong"}, 5, "the storage fails"),
+        ("s3://data/photos", {"AWS_SECRET_ACCESS_KEY": "wrong"}, 2, "the storage refuses it"),
+        ("s3://data/photos", {"AWS_ACCESS_KEY_ID": "nobody"}, 2, "the storage refuses it"),
         ("s3://data/photos", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, 5, "the storage fails"),
         ("ftp://data/photos", {}, 2, "ftp:// is not known"),
         ("s3://me:password-of-mine@data/photos", {}, 2, "holds credentials"),
@@ -326,6 +330,13 @@ def test_what_is_wrong_with_a_place_is_told_in_one_line(
     assert len(said.splitlines()) == 1
     assert "password-of-mine" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bucket_that_does_not_exist_is_no_place_for_an_output(server: Server) -> None:
+    job = ("augment", "--limit", 40, "--workers", 0, "--out", "s3://nowhere/out")
+    (line,) = run(*job, code=2, env=server.env).stderr.splitlines()
+    assert line.startswith("pipeline: s3://nowhere/out: the storage refuses it: ")
+    assert "bucket does not exist" in line
 
 
 def test_credentials_are_in_no_file_and_no_log(server: Server, place: str) -> None:

@@ -102,6 +102,28 @@ def test_a_night_with_new_photos_makes_only_these(tmp_path: Path) -> None:
     assert tree_hash(out / "latest") == tree_hash(tmp_path / "alone")
 
 
+def test_a_damaged_version_is_mended_by_what_verify_says(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(*JOB, "--out", out)
+    before = tree_hash(out / "latest")
+    next((out / "latest").glob("*.parquet")).write_bytes(b"damaged")
+    said = run("verify", out, code=3).stderr
+    assert said.endswith("write the output again with --publish --overwrite\n")
+    run(*JOB, "--overwrite", "--out", out)
+    assert tree_hash(out / "latest") == before
+
+
+@pytest.mark.parametrize("options", [(), ("--publish",)])
+def test_an_output_that_is_not_finished_is_told_from_none(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    out = tmp_path / "out"
+    job = (*JOB[:-1], *options, "--out", out)
+    run_killed(*job, step="rename record", victim="group", folder=tmp_path)
+    said = run("verify", out, code=2).stderr
+    assert "nothing is finished there: a run has begun and not come to its end" in said
+
+
 @pytest.mark.parametrize(
     ("prepare", "options", "expected"),
     [

@@ -153,6 +153,19 @@ def test_json_lines_name_job_step_shard_and_worker(tmp_path: Path) -> None:
     assert [event["exit_code"] for event in told[-2:]] == [2, 2]
 
 
+def test_results_are_json_lines_on_standard_error_where_these_are_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    job = write_job(tmp_path, augment(tmp_path), {"verify": {"folder": str(out)}})
+    for words in (("run", job), ("verify", out), ("run", job, "--dry-run")):
+        done = run(*words, "--log-format", "json")
+        (result,) = [event for event in events(done.stderr) if event["event"] == "result"]
+        assert done.stdout == ""
+        if words == ("run", job):
+            assert (result["job"], result["step"], result["command"]) == ("job", 2, "verify")
+        if "--dry-run" not in words:
+            assert "every hash fits" in result["message"]
+
+
 def test_arguments_that_look_like_options_are_arguments(tmp_path: Path) -> None:
     job = write_job(tmp_path, {"evaluate": {"runs": ["--layers"]}})
     said = run("run", job, code=2).stderr
@@ -160,8 +173,10 @@ def test_arguments_that_look_like_options_are_arguments(tmp_path: Path) -> None:
 
 
 def test_quiet_prints_errors_only(tmp_path: Path) -> None:
-    done = run("run", write_job(tmp_path, augment(tmp_path)), "--quiet")
+    verify = {"verify": {"folder": str(tmp_path / "out")}}
+    done = run("run", write_job(tmp_path, augment(tmp_path), verify), "--quiet")
     assert (done.stdout, done.stderr) == ("", "")
+    assert run("verify", tmp_path / "out", "--quiet").stdout == ""
     job = write_job(tmp_path, {"verify": {"folder": str(tmp_path)}})
     (line,) = run("run", job, "--quiet", code=2).stderr.splitlines()
     assert line.startswith("pipeline: job: step 1/1 verify ended with exit code 2: ")
@@ -260,13 +275,13 @@ def test_status_shows_a_running_job_and_records_a_killed_one_once(tmp_path: Path
 
 def test_a_job_past_its_deadline_stops_itself(tmp_path: Path) -> None:
     job = write_job(tmp_path, augment(tmp_path, **LONG), {"clean": {}}, deadline="3s")
-    said = run("run", job, code=5).stderr.splitlines()
+    said = run("run", job, code=6).stderr.splitlines()
     assert said[-1] == (
         "pipeline: job: its deadline passed in step 1/2 augment; the same command goes on from "
         "there"
     )
     (record,) = records(tmp_path)
-    assert (record["exit_code"], len(record["steps"])) == (5, 1)
+    assert (record["exit_code"], len(record["steps"])) == (6, 1)
     assert not (tmp_path / "out").exists()
 
 
@@ -341,7 +356,21 @@ def test_status_of_outputs_is_that_of_the_runs_that_wrote_them(tmp_path: Path) -
 
 def test_status_where_nothing_has_run_is_well(tmp_path: Path) -> None:
     assert run("status", tmp_path).stdout == f"no runs in {tmp_path}\n"
-    assert json.loads(run("status", tmp_path / "none", "--json").stdout) == []
+    assert json.loads(run("status", tmp_path, "--json").stdout) == []
+    done = subprocess.run([PIPELINE, "status"], cwd=tmp_path, capture_output=True, check=True)
+    assert done.stdout == b"no runs in history\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("none", "none: no such folder; expected a folder of histories"),
+        ("s3://bucket/out", "s3://bucket/out: runs into object storage are recorded on the mach"),
+    ],
+)
+def test_status_of_no_folder_is_refused(place: str, expected: str) -> None:
+    (line,) = run("status", place, "--json", code=2).stderr.splitlines()
+    assert line.startswith(f"pipeline: {expected}")
 
 
 @pytest.mark.slow

@@ -18,9 +18,10 @@ from numpy.testing import assert_array_equal
 from datasets.source import is_held_out
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
-from tests.running import run, run_killed, run_script, write_photos
+from tests.running import run, run_killed, run_script, tree_hash, write_photos
 from trainers.data import DataConfig, open_data
 
+SLOW = pytest.mark.slow
 SMALL = ("--limit", 200, "--threads", 2)
 JOB = ("train", *SMALL, "--epochs", 3, "--dropout", 0.2, "--quiet")
 POLICY = "shift()|rotate()|brightness()|albumentations.GaussNoise(p=0.5)"
@@ -360,3 +361,20 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     assert "is no run of `pipeline train`" in result.stderr
     (tmp_path / "run" / "state.npz").write_bytes(b"PK damaged")
     assert "cannot be resumed from" in run(*job, "--resume", code=3).stderr
+
+
+@pytest.mark.parametrize("step", ["replace run", pytest.param("rename result", marks=SLOW)])
+def test_a_run_that_is_to_be_replaced_is_whole_until_the_new_one_is(
+    tmp_path: Path, step: str
+) -> None:
+    job = ("train", *SMALL, "--epochs", 1, "--quiet", "--out", tmp_path / "out")
+    run(*job)
+    before = tree_hash(tmp_path / "out")
+    again = (*job, "--seed", 1, "--resume", "--overwrite")
+    run_killed(*again, step=step, victim="group", folder=tmp_path)
+    waiting = next(tmp_path.glob(".out.replaced-*"), tmp_path / "out")
+    assert tree_hash(waiting) == before
+    run(*again)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["run"]["seed"] == 1
+    assert (tmp_path / "out" / "result.json").exists()
+    assert list(tmp_path.glob(".out*")) == []

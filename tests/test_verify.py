@@ -94,14 +94,16 @@ def test_damage_is_named_and_ends_with_code_3(output: Path, tmp_path: Path) -> N
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_deep_says_loudly_where_the_source_is_gone(tmp_path: Path) -> None:
+def test_a_source_that_is_gone_is_told_and_an_error_where_it_was_asked_for(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos")
     run("augment", "--dataset", photos, "--out", tmp_path / "out", "--workers", 0)
     again = run("verify", tmp_path / "out", "--deep", "--dataset", photos)
     assert "rows made again from the source are equal" in again.stdout
     shutil.rmtree(photos)
-    gone = run("verify", tmp_path / "out", "--deep", "--dataset", photos)
-    assert "NOT compared with the source" in gone.stdout
+    assert "NOT compared with the source" in run("verify", tmp_path / "out", "--deep").stdout
+    gone = run("verify", tmp_path / "out", "--deep", "--dataset", photos, code=2)
+    (line,) = gone.stderr.splitlines()
+    assert f"every row decodes, but --dataset cannot be compared: --dataset {photos}: " in line
 
 
 @pytest.mark.parametrize(
@@ -125,8 +127,8 @@ def test_deep_says_that_a_source_has_changed_and_not_that_the_output_is_damaged(
         (photos / names[0]).write_bytes((photos / names[1]).read_bytes())
     else:
         table.write_text(table.read_text().replace(",train", ",val"))
-    result = run("verify", tmp_path / "out", "--deep", "--dataset", table)
-    assert f"NOT compared with the source: {table}: {expected}" in result.stdout
+    said = run("verify", tmp_path / "out", "--deep", "--dataset", table, code=2).stderr
+    assert f"--dataset cannot be compared: {table}: {expected}; give what it was made from" in said
 
 
 @pytest.mark.parametrize("column", ["image", "label", "angle_deg"])

@@ -23,7 +23,7 @@ from pipeline.stream import import_tensorflow
 from pipeline.workers import run
 from trainers import joint_pictures
 from trainers.backbones import IMAGENET, NONE
-from trainers.config import TrainConfig, origin, resolved
+from trainers.config import TrainConfig, origin
 from trainers.evaluate import RESULT
 from trainers.fit import Diverged
 from trainers.intervals import in_percent, spread
@@ -100,7 +100,7 @@ def ablate(
             f"--offline {config.data.offline}: shards have one policy; give the --dataset that "
             "they were made from"
         )
-    config = anywhere(resolved(config))
+    config = anywhere(config)
     for option, seed, bits in (
         ("--seed", config.seed, 32),
         ("--augment-seed", config.data.augment.seed, 64),

@@ -31,6 +31,7 @@ class TrainConfig:
     patience: Epochs without a better validation loss after which training ends, with the best
       weights.
     gpus: So many train together, each on its part of every batch; with 1 and none, the processor.
+    overwrite: Another run may lie in `out`, which this one replaces once it is finished.
     inexact: A run may go on where the arithmetic is another: threads, libraries, the processor.
     command: The words that these options came from, `pipeline` the first; empty where none did.
     """
@@ -48,6 +49,7 @@ class TrainConfig:
     mixed_precision: bool = False
     gpus: int = 1
     resume: bool = False
+    overwrite: bool = False
     inexact: bool = False
     save_h5: bool = False
     command: tuple[str, ...] = ()

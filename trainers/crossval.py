@@ -18,7 +18,7 @@ from datasets.storage import write_atomically
 from pipeline.report import Report
 from pipeline.stream import Images
 from trainers import joint_pictures
-from trainers.config import TrainConfig, resolved
+from trainers.config import TrainConfig
 from trainers.data import Data, open_data, origins_of, parted
 from trainers.evaluate import RESULT, Evaluation, evaluation
 from trainers.intervals import in_percent, spread
@@ -72,7 +72,6 @@ def crossval(config: TrainConfig, n_folds: int, report: Report) -> str:
 
     Raises: UserError of each kind, as `train` does.
     """
-    config = resolved(config)
     out = config.out
     with training(config):
         data = open_data(config.data, report, with_test=False)

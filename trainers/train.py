@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets.commit import hold
+from datasets.commit import hold, partial_folder, partial_folders, replaced_folder
 from datasets.errors import EnvironmentFailed, ImageError, OutputError, SourceError, UserError
+from datasets.manifest import sha256_text
 from datasets.schema import canonical_json
 from datasets.storage import write_atomically
 from pipeline.job import differences
 from pipeline.report import Report, duration
 from pipeline.stream import import_tensorflow
 from trainers.backbones import split_at_features
-from trainers.config import ARITHMETIC, TrainConfig, identity, origin, resolved
+from trainers.config import ARITHMETIC, TrainConfig, identity, origin
 from trainers.data import Data, open_data
 from trainers.evaluate import CONFIG, ENSEMBLE, RESULT, load_model
 from trainers.features import as_features
@@ -37,14 +39,57 @@ def train(
     is_part: Of a larger whole: if it is finished it is not made again.
     Raises: UserError of each kind. A run that was killed goes on, to the same weights.
     """
-    config = resolved(config)
     if config.seed + n_members > 2**32:
         raise UserError(f"--seed {config.seed}: expected at most {2**32 - n_members}")
+    if config.overwrite and n_members > 1:
+        raise UserError("--overwrite: replaces one network; choose another --out for --ensemble")
     with training(config):
         if n_members > 1:
             return train_ensemble(config, n_members, report)
-        one = train_part if is_part else train_one
-        return one(config, open_data(config.data, report), report)
+        if is_part:
+            return train_part(config, open_data(config.data, report), report)
+        put_back(config.out)
+        data = open_data(config.data, report)
+        if config.overwrite and is_in_the_way(config, data):
+            return train_beside(config, data, report)
+        return train_one(config, data, report)
+
+
+def put_back(out: Path) -> None:
+    """Gives a run its place again that `train_beside` was killed replacing."""
+    for path in partial_folders(out):
+        if path == replaced_folder(path) and not out.exists():
+            path.rename(out)
+
+
+def is_in_the_way(config: TrainConfig, data: Data) -> bool:
+    """Whether a run lies in the folder that this one cannot go on with.
+
+    Raises: OutputError if it is something else, which nobody replaces.
+    """
+    make_folder(config.out)
+    if not any(config.out.iterdir()):
+        return False
+    try:
+        refuse_another_run(config, stored_run(config)["run"], identity(config, data))
+    except OutputError:
+        return True
+    return False
+
+
+def train_beside(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]:
+    """A run that takes the place of the one in its folder when it is finished. Until then it lies
+    beside that, hidden, and goes on from there if it was killed."""
+    out, known = config.out, canonical_json(identity(config, data))
+    partial = partial_folder(out, sha256_text(known))
+    # Under its own name, which it tells of itself.
+    result = train_one(replace(config, out=partial / out.name, resume=True), data, report)
+    out.rename(replaced_folder(partial))
+    (partial / out.name).rename(out)
+    for path in partial_folders(out):  # those of other nights too, that nobody would go on with
+        shutil.rmtree(path)
+    report.say(f"{out}: is that run now, in place of the one before", event="replaced")
+    return result
 
 
 @contextmanager
@@ -245,7 +290,10 @@ def refuse_another_run(config: TrainConfig, before: dict[str, Any], known: dict[
     changed, out = differences(before, known), config.out
     exact = [{k: v for k, v in run.items() if k not in ARITHMETIC} for run in (before, known)]
     if differences(*exact):
-        raise OutputError(f"{out}: is another run ({changed}); choose another --out")
+        raise OutputError(
+            f"{out}: is another run ({changed}); choose another --out, or give `pipeline train` "
+            "--overwrite to replace it once this one is finished"
+        )
     if not config.resume:
         raise OutputError(f"{out}: holds this run; go on with --resume, or choose another --out")
     if changed and not config.inexact:

@@ -31,6 +31,7 @@ STEPS = {
     "rename state": ("os.rename", r"/\.state\.npz[^/]+\.tmp$"),
     "rename state again": ("os.rename", r"/\.state\.npz[^/]+\.tmp$", 2),
     "rename result": ("os.rename", r"/\.result\.json[^/]+\.tmp$"),
+    "replace run": ("os.rename", r"\.partial-\w+/out$"),
     "remove index": ("os.remove", r"/\.out\.index-\w+\.parquet$"),
     "remove lock": ("os.remove", r"\.lock$"),
 }
