@@ -127,12 +127,12 @@ def read_manifest(folder: Path) -> Manifest:
     Raises: OutputError if the folder is not one of ours or not committed, Damaged if the manifest
       is not as it was written.
     """
-    if not folder.is_dir():
+    if storage.kind(folder) != "directory":
         raise OutputError(f"{folder}: no such folder; expected the output of `pipeline augment`")
     path = folder / MANIFEST
-    if not path.is_file():
+    if storage.kind(path) != "file":
         raise OutputError(f"{folder}: no {MANIFEST}, so not an output of `pipeline augment`")
-    if not (folder / SUCCESS).is_file():
+    if storage.kind(folder / SUCCESS) != "file":
         raise Damaged(f"{folder}: no {SUCCESS}; write the output again with --overwrite")
     try:
         text = path.read_bytes().decode()

@@ -347,3 +347,23 @@ def test_parts_of_uploads_that_a_killed_run_left_are_ended(server: Server, place
         in run("clean", f"s3://data/{place}/out", env=server.env).stdout
     )
     assert "0 unfinished" in run("clean", f"s3://data/{place}/out", env=server.env).stdout
+
+
+@pytest.mark.parametrize("order", ["clean", "verify", "augment"])
+def test_a_storage_that_does_not_answer_is_not_taken_for_an_empty_one(
+    server: Server, place: str, undisturbed: dict[str, str], order: str
+) -> None:
+    out, folder = f"s3://data/{place}/out", server.root / "data" / place / "out"
+    run(*command(out, "--workers", 0), env=server.env)
+
+    def fault(method: str, path: str) -> str | None:
+        is_asked = method == "HEAD" and path.endswith(("/_SUCCESS", "/_manifest.json"))
+        return "error" if is_asked else None
+
+    with Faulty(server, fault) as proxy:
+        env = {**proxy.front.env, "AWS_MAX_ATTEMPTS": "1"}
+        again = command(out, "--workers", 0) if order == "augment" else (order, out)
+        said = run(*again, code=5, env=env).stderr
+    assert "the storage fails" in said
+    assert tree_hash(latest(folder)) == undisturbed
+    assert is_tidy(folder)
