@@ -113,12 +113,14 @@ def has_come(moment: Moment, scene: Scene) -> bool:
 
 
 def wait(run: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code and what it said; raises AssertionError if it hangs or says more than one line."""
+    """Exit code and what it said; raises AssertionError if it hangs or says more than one line,
+    which where it was killed is what Python's own processes say of that."""
     try:
         _, said = run.communicate(timeout=HANGS_AFTER_S)
     except subprocess.TimeoutExpired:
         raise AssertionError(f"still there after {HANGS_AFTER_S} s") from None
-    assert len(said.splitlines()) <= 1, said
+    assert "Traceback" not in said, said
+    assert run.returncode < 0 or len(said.splitlines()) <= 1, said
     return run.returncode, said.strip()
 
 

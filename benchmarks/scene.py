@@ -65,6 +65,7 @@ class Scene:
             **os.environ,
             **TTL,
             **(self.front.front.env if self.front else {}),
+            "AWS_MAX_ATTEMPTS": "2",  # by itself it takes minutes to give a storage up
             "CHAOS_RUN": str(self.folder),
             "TMPDIR": str(self.folder / "tmp"),
             "PYTHONPATH": f"{ROOT / 'benchmarks' / 'clock'}{os.pathsep}{ROOT}",

@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
-from datasets.errors import EnvironmentFailed
+from datasets.errors import EnvironmentFailed, first_line
 from pipeline.cluster import SAY_EVERY_S, check_cluster, say_no_worker
 from pipeline.scratch import scratch_folder
 
@@ -120,8 +120,8 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
     if scheduler is None:
         scratch = str(scratch_folder())
         stack.enter_context(dask.config.set({"temporary-directory": scratch}))
-        cluster = stack.enter_context(
-            LocalCluster(
+        try:
+            cluster = LocalCluster(
                 n_workers=n_workers,
                 threads_per_worker=1,
                 processes=True,
@@ -131,7 +131,12 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
                 local_directory=scratch,
                 silence_logs=logging.CRITICAL,
             )
-        )
+        except RuntimeError as err:  # later deaths are Dask's to mend, not those before it knows
+            raise EnvironmentFailed(
+                f"--workers {n_workers}: one died while it started ({first_line(err)}); look at "
+                "the memory of this machine and run the same command again"
+            ) from err
+        stack.enter_context(cluster)
         client = Client(cluster)
         stack.callback(client.close)  # from any thread, where the client as a context is of one
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

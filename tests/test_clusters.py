@@ -70,6 +70,16 @@ def test_a_cluster_started_by_hand_writes_the_same_bytes(tmp_path: Path) -> None
     assert tree_hash(tmp_path / "here" / "out") == tree_hash(tmp_path / "there" / "out")
 
 
+def test_local_workers_that_die_while_they_start_are_told_in_one_line(tmp_path: Path) -> None:
+    script = tmp_path / "die.py"
+    script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    env = {"DASK_DISTRIBUTED__WORKER__PRELOAD": f"['{script}']"}
+    said = run(*JOB, "--workers", 2, "--out", tmp_path / "out", code=5, env=env).stderr
+    assert "one died while it started" in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_scheduler_at_the_address_is_told_in_one_line(tmp_path: Path) -> None:
     result = run(*JOB, "--scheduler", "tcp://127.0.0.1:1", "--out", tmp_path / "out", code=5)
     assert "no Dask scheduler answers" in result.stderr
