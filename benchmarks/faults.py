@@ -156,6 +156,15 @@ def fail_to_the_end(scene: Scene) -> Iterator[None]:
 
 
 @contextmanager
+def terminate_without_storage(scene: Scene) -> Iterator[None]:
+    fail(scene, "drop", 1)
+    wait_at_most(scene, scene.random.uniform(0.5, 2))
+    with terminate(scene):
+        yield
+    fail(scene, "drop", 0)
+
+
+@contextmanager
 def restart_server(scene: Scene) -> Iterator[None]:
     """The server is killed, and another one takes its place after a while."""
     fail(scene, "drop", 1)
@@ -190,4 +199,5 @@ OF_STORAGE: dict[str, Fault] = {
     "storage is slow for a while": partial(fail_for_a_while, told="late", most=0.4),
     "storage is killed and started again": restart_server,
     "storage fails to the end of the run": fail_to_the_end,
+    "SIGTERM while the storage is gone": terminate_without_storage,
 }

@@ -202,18 +202,16 @@ def attempt_mark(partial: Path, name: str) -> Path:
 
 @contextmanager
 def attempt(partial: Path, name: str) -> Iterator[None]:
-    """Leaves a mark where the process dies in the block, for `has_died`; locally the unfinished
-    file is that mark."""
+    """Leaves a mark where the block does not come to its end, for `has_died`; locally that is the
+    unfinished file. After an error it stays too: a storage that is gone would be waited for."""
     if not storage.is_object(partial):
         yield
         return
     mark = attempt_mark(partial, name)
     write_atomically(mark, b"")
-    try:
-        yield
-    finally:
-        with suppress(EnvironmentFailed), storage.failures(mark):
-            storage.remove(mark)
+    yield
+    with suppress(EnvironmentFailed), storage.failures(mark):
+        storage.remove(mark)
 
 
 def has_died(partial: Path, name: str) -> bool:

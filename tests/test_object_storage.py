@@ -16,7 +16,7 @@ import pytest
 
 from datasets.versions import POINTERS
 from tests.object_storage import KEY, SECRET, Faulty, Server, moto, rclone
-from tests.running import PIPELINE, run, tree_hash, write_photos
+from tests.running import PIPELINE, run, start, tree_hash, write_photos
 
 JOB = ("augment", "--copies", 2, "--image-size", 24, "--encoding", "png")
 JOB += ("--block-samples", 16, "--max-bad", 0.1)
@@ -263,6 +263,29 @@ def test_a_storage_that_goes_away_ends_the_run_and_quarantines_nothing(
     assert latest(server.root / "data" / place / "out") is None
     run(*command(out, "--workers", 0), env=server.env)
     assert tree_hash(latest(server.root / "data" / place / "out")) == undisturbed
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=SLOW)])
+def test_a_stop_does_not_wait_for_a_storage_that_is_gone(
+    server: Server, place: str, undisturbed: dict[str, str], workers: int
+) -> None:
+    out, is_gone = f"s3://data/{place}/out", threading.Event()
+
+    def fault(_method: str, path: str) -> str | None:
+        if re.search(r"/train[^/]+\.parquet", path):
+            is_gone.set()
+        return "drop" if is_gone.is_set() else None
+
+    with Faulty(server, fault) as proxy:
+        first = start(*command(out, "--workers", workers), env=proxy.front.env)
+        assert is_gone.wait(timeout=60)
+        first.terminate()
+        _, said = first.communicate(timeout=30)  # a request is repeated for a minute by default
+    assert first.returncode == 143
+    assert said.splitlines()[-1].startswith("pipeline: stopped")
+    run(*command(out, "--workers", workers), env=server.env)
+    assert tree_hash(latest(server.root / "data" / place / "out")) == undisturbed
+    assert is_tidy(server.root / "data" / place / "out")
 
 
 def test_a_second_run_is_told_that_another_one_is_going(server: Server, place: str) -> None:
