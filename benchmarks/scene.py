@@ -128,6 +128,14 @@ class Scene:
                     found.append(process)
         return found
 
+    def end_processes(self) -> None:
+        """Whatever is still there; the disk can be taken away then."""
+        alive = self.processes()
+        for process in alive:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(alive, timeout=GONE_WITHIN_S)
+
     def workers(self) -> list[psutil.Process]:
         """The processes that do the work: children of the fork server, or of nannies."""
         assert self.run is not None
@@ -188,7 +196,7 @@ def new_scene(
             stack.callback(scene.server.close)
             server = scene.server.enter_context(rclone(folder.parent))
             scene.front = stack.enter_context(Faulty(server, lambda _method, _path: None))
-        stack.callback(lambda: [p.kill() for p in scene.processes()])
+        stack.callback(scene.end_processes)
         if by_hand:
             scene.start_cluster()
         yield scene

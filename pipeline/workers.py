@@ -144,6 +144,7 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
     # Ours says it in one line, of all that matters, and stops.
     warnings.filterwarnings("ignore", message="Mismatched versions")
     try:
+        greet(scheduler)
         client = Client(scheduler, timeout=CONNECT_S)
         stack.callback(client.close)
     except Exception as err:  # what answers there may be anything, and say anything
@@ -152,6 +153,21 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
             "`dask scheduler` and give its address, such as tcp://127.0.0.1:8786"
         ) from err
     return client
+
+
+def greet(scheduler: str) -> None:
+    """Raises: OSError if nothing greets there in time. Dask's client waits for that without end, as
+    where the scheduler is stopped: its system still takes connections."""
+    import asyncio
+
+    from distributed.comm.core import connect
+    from distributed.security import Security
+
+    async def greeted() -> None:
+        comm = await connect(scheduler, CONNECT_S, **Security().get_connection_args("client"))
+        comm.abort()
+
+    asyncio.run(asyncio.wait_for(greeted(), CONNECT_S))
 
 
 def start_fork_server() -> None:

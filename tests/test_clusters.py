@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -84,6 +85,16 @@ def test_no_scheduler_at_the_address_is_told_in_one_line(tmp_path: Path) -> None
     result = run(*JOB, "--scheduler", "tcp://127.0.0.1:1", "--out", tmp_path / "out", code=5)
     assert "no Dask scheduler answers" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scheduler_that_takes_connections_and_says_nothing_is_told_in_one_line(
+    tmp_path: Path,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        said = run(*JOB, "--scheduler", address, "--out", tmp_path / "out", code=5).stderr
+    assert "no Dask scheduler answers" in said
+    assert len(said.splitlines()) == 1
 
 
 def test_a_cluster_without_workers_is_told_in_one_line(
