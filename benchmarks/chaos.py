@@ -2,7 +2,7 @@
 
     python benchmarks/chaos.py [RUNS] [--seed SEED] [--only WORD]   200 runs, about 25 minutes
 
-The job writes 320 photos x 5 in 32 shards with two workers: local ones, or a scheduler and two
+The job writes 320 photos x 5 in 40 shards with two workers: local ones, or a scheduler and two
 workers started by hand; from and to a disk, or from and to an S3 server. After the second command
 each output must be the undisturbed one byte for byte; a reader that opened it again and again
 throughout must have found it absent or whole; no process, no temporary file and nothing else may be
