@@ -79,7 +79,7 @@ def open_objects(place: Path) -> Source:
             from datasets.listing import ListFile
 
             return ListFile(place)
-        if not place.is_dir():
+        if storage.kind(place) != "directory":
             raise SourceError(
                 f"{place}: nothing is there; expected a folder of images or of shards"
             )
@@ -93,7 +93,8 @@ def open_folder(path: Path) -> Source:
     from datasets.shard_files import find_shards
     from datasets.shards import Shards
 
-    if (path / "train_test_split.txt").is_file() and (path / "images.txt").is_file():
+    official = ("train_test_split.txt", "images.txt")
+    if all(storage.kind(path / name) == "file" for name in official):
         return Cub200(path)
     version = latest(path)
     path = path if version is None else path / version

@@ -89,7 +89,7 @@ def clean_objects(folder: Path) -> Iterator[str]:
         for out in sorted(outs, key=str):
             with leased(out):
                 for path in (folder / version for version in versions):
-                    if path.parent == out and not (path / SUCCESS).is_file():
+                    if path.parent == out and storage.kind(path / SUCCESS) != "file":
                         storage.remove(path)
                         yield f"removed {path}"
                 if n := storage.abort_uploads(out):

@@ -143,7 +143,7 @@ def hold(out: Path, wait: bool = False) -> Iterator[Callable[[], None]]:
 def is_empty(out: Path) -> bool:
     """Whether there is nothing at that place that a run could destroy."""
     if storage.is_object(out):
-        return not (out / SUCCESS).is_file()
+        return storage.kind(out / SUCCESS) != "file"
     return not out.exists() or (out.is_dir() and not any(out.iterdir()))
 
 
@@ -193,7 +193,7 @@ def seal(partial: Path, manifest: Manifest, sidecars: dict[str, bytes]) -> None:
 
 
 def is_sealed(partial: Path) -> bool:
-    return (partial / MANIFEST).is_file()
+    return storage.kind(partial / MANIFEST) == "file"
 
 
 def attempt_mark(partial: Path, name: str) -> Path:
@@ -202,24 +202,22 @@ def attempt_mark(partial: Path, name: str) -> Path:
 
 @contextmanager
 def attempt(partial: Path, name: str) -> Iterator[None]:
-    """Leaves a mark where the process dies in the block, for `has_died`; locally the unfinished
-    file is that mark."""
+    """Leaves a mark where the block does not come to its end, for `has_died`; locally that is the
+    unfinished file. After an error it stays too: a storage that is gone would be waited for."""
     if not storage.is_object(partial):
         yield
         return
     mark = attempt_mark(partial, name)
     write_atomically(mark, b"")
-    try:
-        yield
-    finally:
-        with suppress(EnvironmentFailed), storage.failures(mark):
-            storage.remove(mark)
+    yield
+    with suppress(EnvironmentFailed), storage.failures(mark):
+        storage.remove(mark)
 
 
 def has_died(partial: Path, name: str) -> bool:
     """Whether an earlier attempt at a shard has not come to its end; it may also be slow."""
     if storage.is_object(partial):
-        return attempt_mark(partial, name).is_file()
+        return storage.kind(attempt_mark(partial, name)) == "file"
     return storage.attempt_file(partial / name, 0).exists()
 
 

@@ -121,6 +121,8 @@ def stale_indexes(out: Path) -> list[Path]:
 
 def indexes(folder: Path) -> list[tuple[str, Path]]:
     """(name of the output, path) of every index in the folder, whole or not."""
-    names = [name for name, _ in storage.entries(folder)] if folder.is_dir() else []
+    names = (
+        [name for name, _ in storage.entries(folder)] if storage.kind(folder) == "directory" else []
+    )
     matches = ((INDEX.fullmatch(name), folder / name) for name in sorted(names))
     return [(match["out"], path) for match, path in matches if match]

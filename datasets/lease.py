@@ -23,6 +23,7 @@ from datasets.errors import EnvironmentFailed, OutputBusy
 FOLDER = ".lease"
 EXPIRES_S = 60.0  # after this long without a sign of its holder
 RENEW_S = 15.0
+STOP_S = 1.0  # to give it back in; then it expires
 
 
 def lease_file(out: Path, number: int) -> Path:
@@ -128,7 +129,13 @@ class Lease:
                     "command again if its output is not there"
                 )
 
-    def release(self) -> None:
+    def release(self, patience_s: float | None = None) -> None:
+        """Gives it back. patience_s: For how long that is waited for; None: to the end."""
+        giving = threading.Thread(target=self._give_back, daemon=True)
+        giving.start()
+        giving.join(patience_s)
+
+    def _give_back(self) -> None:
         self.over.set()
         self.thread.join()
         with suppress(EnvironmentFailed), storage.failures(self.out):
@@ -159,8 +166,11 @@ def refuse_if_leased(out: Path) -> None:
 @contextmanager
 def leased(out: Path) -> Iterator[Lease]:
     """Holds `out` until the block ends; expires by itself where the process dies."""
-    lease = Lease(out)
+    lease, patience_s = Lease(out), None
     try:
         yield lease
+    except SystemExit:  # told to stop, which does not wait for a storage that is gone
+        patience_s = STOP_S
+        raise
     finally:
-        lease.release()
+        lease.release(patience_s)

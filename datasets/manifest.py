@@ -150,16 +150,18 @@ def read_manifest(folder: Path) -> Manifest:
       is not as it was written.
     """
     path = folder / MANIFEST
-    if not path.is_file() and is_begun(folder):
-        raise OutputError(
-            f"{folder}: nothing is finished there: a run has begun and not come to its end; the "
-            "same `pipeline augment` again goes on from there"
-        )
-    if not folder.is_dir():
-        raise OutputError(f"{folder}: no such folder; expected the output of `pipeline augment`")
-    if not path.is_file():
+    if storage.kind(path) != "file":
+        if is_begun(folder):
+            raise OutputError(
+                f"{folder}: nothing is finished there: a run has begun and not come to its end; "
+                "the same `pipeline augment` again goes on from there"
+            )
+        if storage.kind(folder) != "directory":
+            raise OutputError(
+                f"{folder}: no such folder; expected the output of `pipeline augment`"
+            )
         raise OutputError(f"{folder}: no {MANIFEST}, so not an output of `pipeline augment`")
-    if not (folder / SUCCESS).is_file():
+    if storage.kind(folder / SUCCESS) != "file":
         raise Damaged(f"{folder}: no {SUCCESS}; {mended(folder)}")
     try:
         text = path.read_bytes().decode()

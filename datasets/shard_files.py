@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from datasets import storage
 from datasets.errors import SourceError
 
 PART = r"(?P<part>\d{5}-of-\d{5})"
@@ -21,8 +22,10 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
     for folder in (root, root / "data"):
         for pattern in (PARQUET, TFRECORD):
             found: dict[str, dict[Path, str]] = {}
-            for path in sorted(folder.iterdir(), key=str) if folder.is_dir() else ():
-                if (match := pattern.fullmatch(path.name)) and path.is_file():
+            paths = folder.iterdir() if storage.kind(folder) == "directory" else ()
+            for path in sorted(paths, key=str):
+                match = pattern.fullmatch(path.name)
+                if match and storage.kind(path) == "file":
                     found.setdefault(match["split"].lower(), {})[path] = match["part"]
             for split, parts in found.items():
                 check_whole(folder, split, list(parts.values()))

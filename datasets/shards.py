@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets import tfrecord
+from datasets import storage, tfrecord
 from datasets.errors import Damaged, ImageError, SourceError, first_line
 from datasets.fingerprint import read_each
 from datasets.folder import source_name
@@ -248,7 +248,7 @@ class Shards:
     def _tfds_classes(self) -> tuple[str, ...]:
         path = self.first.parent / tfrecord.LABELS
         try:
-            text = path.read_text() if path.is_file() else ""
+            text = path.read_text() if storage.kind(path) == "file" else ""
         except (OSError, UnicodeDecodeError) as err:
             raise SourceError(f"{path}: cannot be read: {err}; write it again") from err
         return tuple(text.removesuffix("\n").split("\n")) if text else ()
@@ -260,7 +260,7 @@ class Shards:
         Raises: SourceError if they are stored in another way.
         """
         path = self.first.parent / tfrecord.FEATURES
-        if not path.is_file():
+        if storage.kind(path) != "file":
             return None
         try:
             image = json.loads(path.read_text())["featuresDict"]["features"]["image"]

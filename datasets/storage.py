@@ -132,6 +132,16 @@ def failures(what: Path | str) -> Iterator[None]:
         raise told from err
 
 
+def kind(path: Path) -> str:
+    """`file`, `directory`, or "" where there is nothing. UPath's own `is_file` and `is_dir` say no
+    where the storage does not answer, as if nothing were there; this raises EnvironmentFailed."""
+    if not is_object(path):
+        return "file" if path.is_file() else "directory" if path.is_dir() else ""
+    with failures(path), suppress(FileNotFoundError):
+        return str(file_system(path).info(key(path))["type"])
+    return ""
+
+
 def create(path: Path, data: bytes) -> bool:
     """Puts an object where there is none yet; whether it is this one that stands there now.
 

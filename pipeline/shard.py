@@ -89,7 +89,7 @@ def check_worker(task: Task) -> None:
             f"{worker}: differs from the machine that planned the job ({changed}); use the same "
             "versions and processor features on all"
         )
-    if not task.folder.is_dir():
+    if storage.kind(task.folder) != "directory":
         raise EnvironmentFailed(
             f"{worker}: does not see {task.folder}; {how_to_share(task.folder)}"
         )

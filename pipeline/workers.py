@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
-from datasets.errors import EnvironmentFailed
+from datasets.errors import EnvironmentFailed, first_line
 from pipeline.cluster import SAY_EVERY_S, check_cluster, say_no_worker
 from pipeline.scratch import scratch_folder
 
@@ -130,8 +130,8 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
     if scheduler is None:
         scratch = str(scratch_folder())
         stack.enter_context(dask.config.set({"temporary-directory": scratch}))
-        cluster = stack.enter_context(
-            LocalCluster(
+        try:
+            cluster = LocalCluster(
                 n_workers=n_workers,
                 threads_per_worker=1,
                 processes=True,
@@ -141,7 +141,12 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
                 local_directory=scratch,
                 silence_logs=logging.CRITICAL,
             )
-        )
+        except RuntimeError as err:  # later deaths are Dask's to mend, not those before it knows
+            raise EnvironmentFailed(
+                f"--workers {n_workers}: one died while it started ({first_line(err)}); look at "
+                "the memory of this machine and run the same command again"
+            ) from err
+        stack.enter_context(cluster)
         client = Client(cluster)
         stack.callback(client.close)  # from any thread, where the client as a context is of one
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -149,6 +154,7 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
     # Ours says it in one line, of all that matters, and stops.
     warnings.filterwarnings("ignore", message="Mismatched versions")
     try:
+        greet(scheduler)
         client = Client(scheduler, timeout=CONNECT_S)
         stack.callback(client.close)
     except Exception as err:  # what answers there may be anything, and say anything
@@ -157,6 +163,21 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
             "`dask scheduler` and give its address, such as tcp://127.0.0.1:8786"
         ) from err
     return client
+
+
+def greet(scheduler: str) -> None:
+    """Raises: OSError if nothing greets there in time. Dask's client waits for that without end, as
+    where the scheduler is stopped: its system still takes connections."""
+    import asyncio
+
+    from distributed.comm.core import connect
+    from distributed.security import Security
+
+    async def greeted() -> None:
+        comm = await connect(scheduler, CONNECT_S, **Security().get_connection_args("client"))
+        comm.abort()
+
+    asyncio.run(asyncio.wait_for(greeted(), CONNECT_S))
 
 
 def start_fork_server() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -70,10 +71,30 @@ def test_a_cluster_started_by_hand_writes_the_same_bytes(tmp_path: Path) -> None
     assert tree_hash(tmp_path / "here" / "out") == tree_hash(tmp_path / "there" / "out")
 
 
+def test_local_workers_that_die_while_they_start_are_told_in_one_line(tmp_path: Path) -> None:
+    script = tmp_path / "die.py"
+    script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    env = {"DASK_DISTRIBUTED__WORKER__PRELOAD": f"['{script}']"}
+    said = run(*JOB, "--workers", 2, "--out", tmp_path / "out", code=5, env=env).stderr
+    assert "one died while it started" in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_scheduler_at_the_address_is_told_in_one_line(tmp_path: Path) -> None:
     result = run(*JOB, "--scheduler", "tcp://127.0.0.1:1", "--out", tmp_path / "out", code=5)
     assert "no Dask scheduler answers" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scheduler_that_takes_connections_and_says_nothing_is_told_in_one_line(
+    tmp_path: Path,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        said = run(*JOB, "--scheduler", address, "--out", tmp_path / "out", code=5).stderr
+    assert "no Dask scheduler answers" in said
+    assert len(said.splitlines()) == 1
 
 
 def test_a_cluster_without_workers_is_told_in_one_line(

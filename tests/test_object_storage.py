@@ -16,7 +16,7 @@ import pytest
 
 from datasets.versions import POINTERS
 from tests.object_storage import KEY, SECRET, Faulty, Server, moto, rclone
-from tests.running import PIPELINE, run, tree_hash, write_photos
+from tests.running import PIPELINE, run, start, tree_hash, write_photos
 
 JOB = ("augment", "--copies", 2, "--image-size", 24, "--encoding", "png")
 JOB += ("--block-samples", 16, "--max-bad", 0.1)
@@ -268,6 +268,29 @@ def test_a_storage_that_goes_away_ends_the_run_and_quarantines_nothing(
     assert tree_hash(latest(server.root / "data" / place / "out")) == undisturbed
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=SLOW)])
+def test_a_stop_does_not_wait_for_a_storage_that_is_gone(
+    server: Server, place: str, undisturbed: dict[str, str], workers: int
+) -> None:
+    out, is_gone = f"s3://data/{place}/out", threading.Event()
+
+    def fault(_method: str, path: str) -> str | None:
+        if re.search(r"/train[^/]+\.parquet", path):
+            is_gone.set()
+        return "drop" if is_gone.is_set() else None
+
+    with Faulty(server, fault) as proxy:
+        first = start(*command(out, "--workers", workers), env=proxy.front.env)
+        assert is_gone.wait(timeout=60)
+        first.terminate()
+        _, said = first.communicate(timeout=30)  # a request is repeated for a minute by default
+    assert first.returncode == 143
+    assert said.splitlines()[-1].startswith("pipeline: stopped")
+    run(*command(out, "--workers", workers), env=server.env)
+    assert tree_hash(latest(server.root / "data" / place / "out")) == undisturbed
+    assert is_tidy(server.root / "data" / place / "out")
+
+
 def test_a_second_run_is_told_that_another_one_is_going(server: Server, place: str) -> None:
     out = f"s3://data/{place}/out"
     reached, go_on = threading.Event(), threading.Event()
@@ -358,3 +381,23 @@ def test_parts_of_uploads_that_a_killed_run_left_are_ended(server: Server, place
         in run("clean", f"s3://data/{place}/out", env=server.env).stdout
     )
     assert "0 unfinished" in run("clean", f"s3://data/{place}/out", env=server.env).stdout
+
+
+@pytest.mark.parametrize("order", ["clean", "verify", "augment"])
+def test_a_storage_that_does_not_answer_is_not_taken_for_an_empty_one(
+    server: Server, place: str, undisturbed: dict[str, str], order: str
+) -> None:
+    out, folder = f"s3://data/{place}/out", server.root / "data" / place / "out"
+    run(*command(out, "--workers", 0), env=server.env)
+
+    def fault(method: str, path: str) -> str | None:
+        is_asked = method == "HEAD" and path.endswith(("/_SUCCESS", "/_manifest.json"))
+        return "error" if is_asked else None
+
+    with Faulty(server, fault) as proxy:
+        env = {**proxy.front.env, "AWS_MAX_ATTEMPTS": "1"}
+        again = command(out, "--workers", 0) if order == "augment" else (order, out)
+        said = run(*again, code=5, env=env).stderr
+    assert "the storage fails" in said
+    assert tree_hash(latest(folder)) == undisturbed
+    assert is_tidy(folder)
