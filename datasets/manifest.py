@@ -10,11 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
+import google_crc32c
+
 from datasets import storage
 from datasets.errors import Damaged, OutputError, first_line
 from datasets.schema import canonical_json
 from datasets.source import read_file
 
+READ_BYTES = 2**18
 MANIFEST = "_manifest.json"  # readers of whole folders pass over what begins so
 SUCCESS = "_SUCCESS"
 NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]*")  # of a file of an output
@@ -29,6 +32,7 @@ class Record:
     """One finished shard.
 
     rows, bytes, sha256: Of the file.
+    crc32c: Of the file; it finds what time does to a disk in a quarter of sha256's time.
     labels: Rows of copy 0 or, without originals, of the first copy, for each class index.
     quarantined: (sample id, reason) of every input that could not be used.
     copy_ranges: For TFRecord, copy -> (first byte, end byte).
@@ -39,6 +43,7 @@ class Record:
     rows: int
     bytes: int
     sha256: str
+    crc32c: int
     labels: dict[str, int]
     quarantined: list[tuple[str, str]]
     copy_ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -112,6 +117,15 @@ def sha256_file(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
         return file.tell(), digest.hexdigest()
+
+
+def crc32c_file(path: Path) -> tuple[int, int]:
+    """Size in bytes and CRC-32C (Castagnoli, 1993)."""
+    n_bytes = crc32c = 0
+    with path.open("rb") as file:
+        while data := file.read(READ_BYTES):
+            n_bytes, crc32c = n_bytes + len(data), google_crc32c.extend(crc32c, data)
+    return n_bytes, crc32c
 
 
 def is_output(folder: Path) -> bool:

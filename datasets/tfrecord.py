@@ -20,7 +20,7 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 
-from datasets.errors import Damaged
+from datasets.errors import Damaged, first_line
 from datasets.schema import Encoding, Rows, Schema, canonical_json
 from datasets.source import read_file
 
@@ -293,10 +293,13 @@ def read_columns(
     schema = read_schema(path)
     names = names or [*FIXED[1:], *schema.params, *([LIBRARY] if schema.library else [])]
     columns: dict[str, list[Any]] = {name: [] for name in names}
-    for record in records(path, span):
-        for name, values in columns.items():
-            value = record.one(name)
-            values.append(value.decode() if isinstance(value, bytes) else value)
+    try:
+        for record in records(path, span):
+            for name, values in columns.items():
+                value = record.one(name)
+                values.append(value.decode() if isinstance(value, bytes) else value)
+    except OSError as err:
+        raise Damaged(f"{path}: cannot be read: {first_line(err)}") from err
     kinds = {
         "label": pa.int64(),
         "sample_id": pa.string(),

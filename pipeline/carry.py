@@ -19,7 +19,7 @@ from datasets import storage
 from datasets.commit import write_record
 from datasets.errors import Damaged, EnvironmentFailed
 from datasets.formats import FORMATS
-from datasets.manifest import Record, sha256_file
+from datasets.manifest import Record, crc32c_file
 from datasets.schema import Rows
 from pipeline.base import Carried
 from pipeline.shard import (
@@ -79,11 +79,11 @@ def make(task: Task) -> Made:
 def check(path: Path, record: Record) -> None:
     """Raises: Damaged unless the file is what the record says."""
     try:
-        found = sha256_file(path)
+        found = crc32c_file(path)
     except OSError as err:
         raise Damaged(f"{path}: {err.strerror}") from err
-    if found != (record.bytes, record.sha256):
-        raise Damaged(f"{path}: its sha256 is not the manifest's")
+    if found != (record.bytes, record.crc32c):
+        raise Damaged(f"{path}: its checksum is not the manifest's")
 
 
 def keep_shard(task: Task, carried: Carried) -> Record:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import cv2
+import google_crc32c
 import numpy as np
 
 from datasets import images, storage
@@ -41,15 +42,15 @@ class HashingFile:
     """A binary file that counts and hashes what is written to it, so that nothing is read again."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest, self.n_bytes = file, hashlib.sha256(), 0
+        self.file, self.digest, self.crc32c, self.n_bytes = file, hashlib.sha256(), 0, 0
         self.closed = False
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
+        self.crc32c = google_crc32c.extend(self.crc32c, data)
         self.file.write(data)
-        n = memoryview(data).nbytes
-        self.n_bytes += n
-        return n
+        self.n_bytes += len(data)
+        return len(data)
 
     def tell(self) -> int:
         return self.n_bytes
@@ -184,6 +185,7 @@ def write_rows(
         rows=len(good) * n_copies,
         bytes=hashing.n_bytes,
         sha256=hashing.digest.hexdigest(),
+        crc32c=hashing.crc32c,
         labels={str(i): n for i, n in enumerate(counts) if n},
         quarantined=quarantined,
         copy_ranges={str(copy): ends for copy, ends in ranges.items()},

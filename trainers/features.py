@@ -199,6 +199,7 @@ def write_block(
             rows=len(positions) * len(copies),
             bytes=hashing.n_bytes,
             sha256=hashing.digest.hexdigest(),
+            crc32c=hashing.crc32c,
             labels={str(label): labels[label] for label in sorted(labels)},
             quarantined=[],
         )
