@@ -20,7 +20,7 @@ from datasets.source import read_file
 READ_BYTES = 2**18
 MANIFEST = "_manifest.json"  # readers of whole folders pass over what begins so
 SUCCESS = "_SUCCESS"
-NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]*")  # of a file of an output
+NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,254}")  # of a file of an output
 VERSION = re.compile(r"[0-9a-f]{16}")  # of a folder of a published output
 LATEST = "latest"  # the link to one of those
 # Of a folder beside an output: a run that has not come to its end, or what it replaces.

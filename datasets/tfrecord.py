@@ -20,7 +20,7 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 
-from datasets.errors import Damaged, first_line
+from datasets.errors import Damaged
 from datasets.schema import Encoding, Rows, Schema, canonical_json
 from datasets.source import read_file
 
@@ -139,13 +139,17 @@ class Stored:
 def records(path: Path, span: tuple[int, int] | None = None) -> Iterator[Stored]:
     """Every record of a file, or of the bytes of one copy, with both checksums checked.
 
-    Raises: Damaged where a byte is not as it was written.
+    Raises: Damaged where a byte is not as it was written, or there is no file.
     """
     from google.protobuf.message import DecodeError
 
     make = example_class()
-    start, end = span or (0, path.stat().st_size)
-    with path.open("rb") as file:
+    try:
+        start, end = span or (0, path.stat().st_size)
+        opened = path.open("rb")
+    except FileNotFoundError as err:
+        raise Damaged(f"{path}: there is no such file") from err
+    with opened as file:
         file.seek(start)
         while file.tell() < end:
             head = file.read(HEAD.size)
@@ -293,13 +297,10 @@ def read_columns(
     schema = read_schema(path)
     names = names or [*FIXED[1:], *schema.params, *([LIBRARY] if schema.library else [])]
     columns: dict[str, list[Any]] = {name: [] for name in names}
-    try:
-        for record in records(path, span):
-            for name, values in columns.items():
-                value = record.one(name)
-                values.append(value.decode() if isinstance(value, bytes) else value)
-    except OSError as err:
-        raise Damaged(f"{path}: cannot be read: {first_line(err)}") from err
+    for record in records(path, span):
+        for name, values in columns.items():
+            value = record.one(name)
+            values.append(value.decode() if isinstance(value, bytes) else value)
     kinds = {
         "label": pa.int64(),
         "sample_id": pa.string(),
