@@ -182,8 +182,8 @@ def greet(scheduler: str) -> None:
 
 def start_fork_server() -> None:
     """Starts what local workers are forked from: a process that has imported what they need, while
-    this one imports Dask, and nothing else. Never this process: a fork keeps all locks that threads
-    hold, so what is forked must have one thread. (PyArrow would start another.)"""
+    this one imports Dask, and nothing else. Never this process: a fork keeps the locks that other
+    threads hold. There is one, of PyArrow's allocator, which lets go of its own before a fork."""
     get_context("forkserver").set_forkserver_preload(PRELOADED)
     before = os.environ.get("OPENBLAS_NUM_THREADS")
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # or NumPy would start a thread in it

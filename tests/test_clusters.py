@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -69,6 +71,24 @@ def test_a_cluster_started_by_hand_writes_the_same_bytes(tmp_path: Path) -> None
         dask.scheduler(), dask.worker(), dask.worker()
         run(*JOB, "--scheduler", dask.address, "--out", tmp_path / "there" / "out")
     assert tree_hash(tmp_path / "here" / "out") == tree_hash(tmp_path / "there" / "out")
+
+
+def test_what_local_workers_are_forked_from_has_no_thread_that_a_fork_could_hurt() -> None:
+    script = """
+import os
+from importlib import import_module
+from pathlib import Path
+from pipeline.workers import PRELOADED
+for name in PRELOADED:
+    import_module(name)
+for thread in Path("/proc/self/task").iterdir():
+    if int(thread.name) != os.getpid():
+        print((thread / "comm").read_text(), end="")
+"""
+    command = [sys.executable, "-W", "error", "-c", script]
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    told = subprocess.run(command, env=env, capture_output=True, check=True, text=True).stdout
+    assert told in ("jemalloc_bg_thd\n", "")  # it is told of forks by the system
 
 
 def test_local_workers_that_die_while_they_start_are_told_in_one_line(tmp_path: Path) -> None:
