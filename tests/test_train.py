@@ -363,6 +363,14 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     assert "cannot be resumed from" in run(*job, "--resume", code=3).stderr
 
 
+def test_only_a_run_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("four years")
+    job = ("train", *SMALL, "--epochs", 1, "--quiet", "--out", tmp_path / "out", "--overwrite")
+    assert "is no run of `pipeline train`" in run(*job, code=2).stderr
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "four years"
+
+
 @pytest.mark.parametrize("step", ["replace run", pytest.param("rename result", marks=SLOW)])
 def test_a_run_that_is_to_be_replaced_is_whole_until_the_new_one_is(
     tmp_path: Path, step: str

@@ -70,8 +70,9 @@ def is_in_the_way(config: TrainConfig, data: Data) -> bool:
     make_folder(config.out)
     if not any(config.out.iterdir()):
         return False
+    before = stored_run(config)["run"]
     try:
-        refuse_another_run(config, stored_run(config)["run"], identity(config, data))
+        refuse_another_run(config, before, identity(config, data))
     except OutputError:
         return True
     return False
