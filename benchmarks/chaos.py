@@ -1,6 +1,6 @@
 """Runs of one real job, each with a fault at a random moment, and the same command again after it.
 
-    python benchmarks/chaos.py [RUNS] [--seed SEED] [--only WORD]   200 runs, about 25 minutes
+    python benchmarks/chaos.py [RUNS] [--seed SEED] [--only WORD]   200 runs, about 50 minutes
 
 The job writes 320 photos x 5 in 40 shards with two workers: local ones, or a scheduler and two
 workers started by hand; from and to a disk, or from and to an S3 server. After the second command
