@@ -430,7 +430,7 @@ def status(
         list[Path] | None,
         typer.Argument(
             parser=place,
-            metavar="[PATH]...",
+            metavar="PATH",
             help="Folders of histories, or of outputs on this machine.",
             show_default="history",
         ),
