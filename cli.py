@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from datasets.errors import Damaged, UserError, printable
+from datasets.errors import Damaged, UserError, impossible_path, printable
 from datasets.storage import failure, place
 from pipeline.options import (
     DATA_DIR,
@@ -500,7 +500,7 @@ def main(log_format: str | None = None) -> NoReturn:
         tell_error(logs, str(err), err.exit_code, mistakes=err.mistakes)
         raise SystemExit(err.exit_code) from None
     except Exception as err:
-        if (told := failure("object storage", err)) is not None:
+        if (told := failure("object storage", err) or impossible_path(err)) is not None:
             tell_error(logs, str(told), told.exit_code)
             raise SystemExit(told.exit_code) from None
         if logs == "text":

@@ -18,6 +18,7 @@ ImageError is no UserError: it is one unusable input, which is quarantined by na
 
 from __future__ import annotations
 
+import errno
 import re
 
 # What a terminal obeys and does not show: control characters, line breaks, marks that turn the
@@ -25,6 +26,7 @@ import re
 UNPRINTABLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+PATHLIB = ("Could not determine home directory", "Symlink loop from")  # how its errors begin
 MAX_LINE = 4_000  # characters of a line that is printed
 
 
@@ -90,6 +92,17 @@ class StorageRefused(EnvironmentFailed):
 
 class ImageError(Exception):
     """One input that is not a usable image; the message is the reason in the manifest."""
+
+
+def impossible_path(err: Exception) -> UserError | None:
+    """What to tell where the error is of a path that cannot be: of nobody's home, through a loop of
+    links, or with too long a name."""
+    if isinstance(err, OSError) and err.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return UserError(f"{err.filename}: {err.strerror}; choose another path")
+    told = str(err)
+    if isinstance(err, RuntimeError) and told.startswith(PATHLIB):
+        return UserError(f"a path cannot be followed: {told.rstrip('.')}; write it in full")
+    return None
 
 
 def first_line(err: Exception) -> str:

@@ -59,6 +59,27 @@ def test_an_output_whose_name_is_too_long_is_refused(tmp_path: Path) -> None:
     assert "File name too long; choose another" in told
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("augment", "--out", "~nobody-is-called-so/x"),
+        ("augment", "--dataset", "~nobody-is-called-so/x"),
+        ("augment", "--out", "loop/x"),
+        ("compare", "loop"),
+        ("verify", "x" * 300),
+        ("run", "x" * 300),
+        ("status", "x" * 300),
+        ("clean", "x" * 300),
+    ],
+)
+def test_a_path_that_cannot_be_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    assert len(run(*words, code=2).stderr.splitlines()) == 1
+
+
 def test_links_that_lead_nowhere_or_to_themselves_are_no_folders(tmp_path: Path) -> None:
     root = write_files(tmp_path, "cat/a.png", "dog/b.png")
     (root / "self").symlink_to("self")
