@@ -43,6 +43,7 @@ from pipeline.plan import (
     refuse_too_many_bad,
 )
 from pipeline.report import Report
+from pipeline.scratch import sweep
 from pipeline.summary import Summary, recorded, summarize
 from pipeline.task import Tasks
 from pipeline.workers import run, start
@@ -131,6 +132,7 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
     """
     out = output_folder(config)
     refuse_if_held(out)
+    sweep()  # also where no worker is needed, since a killed run had all shards
     with ExitStack() as stack:
         clients: list[Callable[[], Client]] = []
 

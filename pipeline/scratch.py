@@ -1,7 +1,7 @@
 """The folder in which this process and its local workers keep what ends with them.
 
-A process killed with SIGKILL removes nothing: the next one that needs such a folder, of any job,
-sweeps what the dead have left. Which are dead is told by a lock that the kernel frees.
+A process killed with SIGKILL removes nothing: the next `pipeline augment`, of any job, sweeps what
+the dead have left. Which are dead is told by a lock that the kernel frees.
 """
 
 from __future__ import annotations
@@ -27,12 +27,8 @@ SEMAPHORES = Path("/dev/shm")  # where Linux shows them, as sem.NAME
 def scratch_folder() -> Path:
     """An empty folder that goes when this process ends; sockets and semaphores of its
     `multiprocessing` are in it or named after it."""
-    root = Path(tempfile.gettempdir())
-    # Names of semaphores may have 31 characters, those of sockets 107 with the path; 36 are ours.
-    if len(os.fsencode(root)) > 70:
-        root = Path("/tmp")
-    sweep(root)
-    folder = root / f"{PREFIX}{secrets.token_hex(4)}"
+    sweep()
+    folder = root() / f"{PREFIX}{secrets.token_hex(4)}"
     stack = ExitStack()
     stack.enter_context(hold(folder))
     folder.mkdir(mode=0o700)
@@ -45,10 +41,17 @@ def scratch_folder() -> Path:
     return folder
 
 
-def sweep(root: Path) -> None:
+def root() -> Path:
+    """Where these folders are: in that for temporary files, unless its name is too long."""
+    found = Path(tempfile.gettempdir())
+    # Names of semaphores may have 31 characters, those of sockets 107 with the path; 36 are ours.
+    return found if len(os.fsencode(found)) <= 70 else Path("/tmp")
+
+
+def sweep() -> None:
     """Removes the folders and semaphores of processes that are gone."""
-    for lock in root.glob(f".{PREFIX}*.lock"):
-        folder = root / lock.name[1 : -len(".lock")]
+    for lock in root().glob(f".{PREFIX}*.lock"):
+        folder = lock.with_name(lock.name[1 : -len(".lock")])
         try:
             if lock.stat().st_uid == os.geteuid():
                 with hold(folder):

@@ -301,6 +301,14 @@ def test_the_next_run_sweeps_what_a_killed_one_left_and_leaves_a_live_one_alone(
     assert tree_hash(tmp_path / "dead" / "out") == undisturbed
 
 
+def test_a_run_without_workers_sweeps_too(tmp_path: Path, temporary: Path) -> None:
+    (temporary / "pipeline-0123abcd").mkdir()
+    (temporary / ".pipeline-0123abcd.lock").touch()
+    job = ("augment", "--limit", 20, "--copies", 0, "--out", tmp_path / "out", "--quiet")
+    run(*job, env={"TMPDIR": str(temporary)})
+    assert list(temporary.iterdir()) == []
+
+
 @pytest.mark.parametrize("stopped", ["nothing", "coordinator", "everything"])
 def test_no_process_outlives_a_killed_coordinator(tmp_path: Path, stopped: str) -> None:
     job = start(*LONG, "--out", tmp_path / "out", env={"MARK_OF_TEST": str(tmp_path)})
