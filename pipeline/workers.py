@@ -236,6 +236,7 @@ def results(
         future.add_done_callback(finished.put)
 
     sent, seconds, looked, threads = 0, inf, -inf, 1
+    clock_s = time.time() - time.monotonic()
     while waiting or sent < len(tasks):
         if time.monotonic() - looked > LOOK_EVERY_S:
             threads, looked = max(1, sum(client.nthreads().values())), time.monotonic()
@@ -249,6 +250,11 @@ def results(
         try:
             future = finished.get(timeout=SAY_EVERY_S)
         except Empty:
+            if (back_s := clock_s - (time.time() - time.monotonic())) > SAY_EVERY_S:
+                raise EnvironmentFailed(
+                    f"this machine's clock was set back by {back_s:,.0f} s, and as long Dask may "
+                    "hold a message; run the same command again, finished shards are kept"
+                ) from None
             if scheduler is not None and not client.nthreads():
                 say_no_worker(scheduler, say)
             continue

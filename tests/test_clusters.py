@@ -301,6 +301,27 @@ def test_the_next_run_sweeps_what_a_killed_one_left_and_leaves_a_live_one_alone(
     assert tree_hash(tmp_path / "dead" / "out") == undisturbed
 
 
+def test_a_run_that_stands_still_since_the_clock_was_set_back_ends() -> None:
+    run_script("""
+import time
+real, back_s = time.time, 0
+time.time = lambda: real() - back_s
+from datasets.errors import EnvironmentFailed
+from pipeline import workers
+if __name__ == "__main__":
+    workers.SAY_EVERY_S = 1
+    results = workers.run(time.sleep, [0, 99], 2, None, None)
+    next(results)
+    back_s = 3600
+    try:
+        next(results)
+    except EnvironmentFailed as err:
+        assert "set back by 3,600 s" in str(err)
+    else:
+        raise AssertionError
+""")
+
+
 def test_a_run_without_workers_sweeps_too(tmp_path: Path, temporary: Path) -> None:
     (temporary / "pipeline-0123abcd").mkdir()
     (temporary / ".pipeline-0123abcd.lock").touch()
