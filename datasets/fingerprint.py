@@ -77,7 +77,14 @@ def scan(
 def shape_of(
     data: np.ndarray | bytes, channels: int, box: list[int] | None
 ) -> tuple[int, int, int]:
-    """Height, width and channels of a sample, cropped to its box. Raises: ImageError."""
+    """Height and width in pixels, and channels, of a sample after the crop to its box.
+
+    Args:
+      data: (H, W) or (H, W, C) pixels, or an encoded file, of which the header alone is read.
+      channels: What encoded files are decoded to.
+      box: Left, top, width and height in pixels.
+    Raises: ImageError if the header is unusable, or nothing of the image lies in the box.
+    """
     if isinstance(data, np.ndarray):
         height, width, channels = data.shape if data.ndim == 3 else (*data.shape, 1)
     else:

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from datasets.errors import JobError, UserError, first_line
+from datasets.errors import JobError, UserError, first_line, impossible_path
 from pipeline.job_schema import KEYS, PLACEHOLDER, Placeholder, job_model
 from pipeline.steps import Command
 
@@ -216,8 +216,10 @@ def refusals(steps: Sequence[Step]) -> Iterator[str]:
         try:
             step.command.check(step.words)
         except (UserError, OSError, RuntimeError) as err:
-            # The latter two are paths: nobody's home, a loop of links, a name that is too long.
-            yield f"step {number} ({step.command.name}): {first_line(err)}"
+            told = impossible_path(err) or err
+            if isinstance(told, RuntimeError):  # no path: a bug, which is nobody's mistake
+                raise
+            yield f"step {number} ({step.command.name}): {first_line(told)}"
 
 
 def refused(path: Path, mistakes: Sequence[str]) -> JobError:

@@ -49,7 +49,7 @@ def root() -> Path:
 
 
 def sweep() -> None:
-    """Removes the folders and semaphores of processes that are gone."""
+    """Removes the folders and semaphores of this user's processes that are gone."""
     for lock in root().glob(f".{PREFIX}*.lock"):
         folder = lock.with_name(lock.name[1 : -len(".lock")])
         try:

@@ -30,6 +30,7 @@ ALLOWED_DEATHS = 10
 # A local worker that has not moved for so long (stopped, or in swap) is started anew.
 STILL_S = 60
 CONNECT_S = 10
+# What a worker needs for its start and its first task, imported once for all of them.
 PRELOADED = [
     "distributed.nanny",
     "distributed.worker",
@@ -236,7 +237,7 @@ def results(
         future.add_done_callback(finished.put)
 
     sent, seconds, looked, threads = 0, inf, -inf, 1
-    clock_s = time.time() - time.monotonic()
+    clock_s = time.time() - time.monotonic()  # the same to the end, unless somebody sets the clock
     while waiting or sent < len(tasks):
         if time.monotonic() - looked > LOOK_EVERY_S:
             threads, looked = max(1, sum(client.nthreads().values())), time.monotonic()
