@@ -43,8 +43,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(RUN)pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
+# Compiled once: where PYTHONDONTWRITEBYTECODE is set, each of a thousand processes would do it.
 $(VENV)/dev: $(VENV)/installed
 	$(RUN)pip install --quiet --disable-pip-version-check -c constraints.txt -e .[dev]
+	$(RUN)python -m compileall -q cli.py datasets pipeline trainers
 	touch $@
 
 # Other people's readers, in an environment of their own: Hugging Face's package has our name.

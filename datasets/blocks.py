@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from datasets.source import mix, sample_keys
+from datasets.source import Samples, mix, sample_keys
 
 BLOCK_BYTES = 64 * 2**20  # decoded; a worker holds one block
 MAX_BLOCK_SAMPLES = 4096
@@ -39,13 +39,15 @@ def block_of(keys: np.ndarray, seed: int, n_blocks: int) -> np.ndarray:
     return mix(keys, seed, "block") >> np.uint64(64 - n_blocks.bit_length() + 1)
 
 
-def place(ids: Sequence[str], seed: int, n_blocks: int) -> list[np.ndarray]:
-    """For each block the positions of its samples in `ids`, ordered by hash (then id), so that
-    the order of `ids` does not matter."""
-    keys = sample_keys(ids)
-    order = np.array(sorted(range(len(ids)), key=lambda i: ids[i]), np.int64)
-    order = order[np.argsort(mix(keys[order], seed, "block"), kind="stable")]
-    blocks = block_of(keys[order], seed, n_blocks)
+def place(samples: Samples, seed: int, n_blocks: int) -> list[np.ndarray]:
+    """For each block the positions of its samples, ordered by hash (then id), so that the order of
+    the samples does not matter."""
+    hashes = mix(samples.keys, seed, "block")
+    order = np.argsort(hashes, kind="stable")
+    if (np.diff(hashes[order]) == 0).any():  # sorting strings takes longer than all the rest
+        by_id = np.array(sorted(range(len(samples)), key=samples.ids.__getitem__), np.int64)
+        order = by_id[np.argsort(hashes[by_id], kind="stable")]
+    blocks = block_of(samples.keys[order], seed, n_blocks)
     bounds = np.searchsorted(blocks, np.arange(n_blocks + 1, dtype=np.uint64))
     return [order[a:b] for a, b in pairwise(bounds)]
 

@@ -22,7 +22,9 @@ import json
 import os
 import re
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -75,8 +77,10 @@ def tidy(partial: Path) -> None:
     if storage.is_object(partial):
         for name in (RECORDS, RUN):
             storage.remove(partial / name)
-    elif replaced_folder(partial).exists():
-        shutil.rmtree(replaced_folder(partial))
+    elif (replaced := replaced_folder(partial)).exists():
+        with ThreadPoolExecutor() as pool:  # a system takes its time to free large files
+            deque(pool.map(Path.unlink, filter(Path.is_file, replaced.iterdir())), 0)
+        shutil.rmtree(replaced)
 
 
 def partial_folders(out: Path) -> list[Path]:

@@ -154,14 +154,14 @@ class Folder:
             if (status.st_dev, status.st_ino) in visited:  # a link back to where we came from
                 continue
             visited.add((status.st_dev, status.st_ino))
-            folders, below = [], os.path.relpath(path, self.root)
+            folders, above = [], os.path.join(os.path.relpath(path, self.root), "")
             for entry in found:
                 if entry.name.startswith("."):
                     continue
                 if is_folder(entry):
                     folders.append(entry.path)
                 else:
-                    yield os.path.join(below, entry.name)
+                    yield above + entry.name
             # Sorted, so that of two links to one folder it is always the same that is followed.
             waiting += sorted(folders, reverse=True)
 

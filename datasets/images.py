@@ -124,7 +124,7 @@ def as_array(image: Image.Image) -> np.ndarray:
     import pyarrow as pa
 
     try:
-        values = pa.array(image).flatten().to_numpy() if image.mode == "RGB" else None
+        values = pa.array(image).values.to_numpy() if image.mode == "RGB" else None
     except (ValueError, MemoryError):  # an image of more than 16 MB lies in several pieces
         values = None
     if values is None:

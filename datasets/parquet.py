@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets import storage
+from datasets.encoded import Encoded, in_one_piece
 from datasets.errors import Damaged, first_line
 from datasets.schema import Encoding, Rows, Schema
 
@@ -120,7 +121,7 @@ class Writer:
             image = pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pixels])
         else:
             paths = pa.nulls(len(rows), pa.string())
-            encoded = pa.array(rows.images, pa.binary())
+            encoded = in_one_piece(Encoded.join([rows.images]).column)
             image = pa.StructArray.from_arrays([encoded, paths], fields=list(kind))
         columns = [
             image,
@@ -177,7 +178,7 @@ def read(path: Path) -> Iterator[Rows]:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             yield Rows(
-                images=read_images(table.column(0).combine_chunks(), schema),
+                images=read_images(in_one_piece(table.column(0)), schema),
                 labels=table["label"].to_numpy(),
                 ids=table["sample_id"].to_pylist(),
                 copy=table["copy"][0].as_py(),
@@ -188,7 +189,7 @@ def read(path: Path) -> Iterator[Rows]:
 
 def read_copy(
     path: Path, copy: int, span: tuple[int, int] | None
-) -> Iterator[np.ndarray | list[bytes]]:
+) -> Iterator[np.ndarray | Encoded]:
     """The images of one copy of a shard, a row group at a time, as `Rows` has them. No other copy
     is read; the span is for TFRecord, where no statistics say what lies where."""
     schema = read_schema(path)
@@ -198,16 +199,15 @@ def read_copy(
         for group in range(file.num_row_groups):
             if file.metadata.row_group(group).column(place).statistics.min == copy:
                 table = file.read_row_group(group, [file.schema_arrow.names[0]])
-                yield read_images(table.column(0).combine_chunks(), schema)
+                yield read_images(in_one_piece(table.column(0)), schema)
 
 
-def read_images(column: pa.Array, schema: Schema) -> np.ndarray | list[bytes]:
+def read_images(column: pa.Array, schema: Schema) -> np.ndarray | Encoded:
     """The image column as `Rows` holds it; raw pixels are a read-only view."""
     if schema.encoding == "float32":
         return column.flatten().to_numpy().reshape(len(column), *(schema.shape or ()))
     if schema.encoding != "raw":
-        encoded: list[bytes] = column.field("bytes").to_pylist()
-        return encoded
+        return Encoded(pa.chunked_array([column.field("bytes")]))
     assert_shape(schema)
     width = column.type.byte_width
     start, n = column.offset * width, len(column) * width

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from datasets.encoded import Encoded
+
 Encoding = Literal["raw", "png", "jpeg", "float32"]
 
 
@@ -36,13 +38,13 @@ class Schema:
 class Rows:
     """Rows of one copy, as columns of equal length n.
 
-    images: (n, H, W, C) uint8 where raw, (n, d) float32 features, else a list of n encoded files.
+    images: (n, H, W, C) uint8 where raw, (n, d) float32 features, else n encoded files.
     labels: (n,) int64. ids: n strings. copy: the number of the copy, the same for all rows.
     params: name -> (n,) float32, for each of the schema's.
     library: n JSON strings where the schema has `library`, else None.
     """
 
-    images: np.ndarray | list[bytes]
+    images: np.ndarray | Sequence[bytes]
     labels: np.ndarray
     ids: list[str]
     copy: int
@@ -54,15 +56,19 @@ class Rows:
 
     def take(self, i: int) -> Rows:
         """Row i by itself, in memory of its own."""
-        return self.pick(np.array([i]))
+        return self.map(
+            lambda column: column[[i]] if isinstance(column, np.ndarray) else [column[i]]
+        )
 
     def pick(self, positions: np.ndarray) -> Rows:
-        """The rows at these positions, in this order, in memory of their own."""
+        """The rows at these positions, in this order."""
         chosen = positions.tolist()
 
         def of(column: Any) -> Any:
-            is_array = isinstance(column, np.ndarray)
-            return column[positions] if is_array else [column[i] for i in chosen]
+            if isinstance(column, np.ndarray):
+                return column[positions]
+            is_encoded = isinstance(column, Encoded)
+            return column.pick(positions) if is_encoded else [column[i] for i in chosen]
 
         return self.map(of)
 
@@ -86,8 +92,11 @@ class Rows:
         """The rows of all parts, which are of one copy, in their order."""
 
         def of(columns: list[Any]) -> Any:
-            is_array = isinstance(columns[0], np.ndarray)
-            return np.concatenate(columns) if is_array else [x for c in columns for x in c]
+            if isinstance(columns[0], np.ndarray):
+                return np.concatenate(columns)
+            if any(isinstance(column, Encoded) for column in columns):
+                return Encoded.join(columns)
+            return [x for column in columns for x in column]
 
         first = parts[0]
         return Rows(

@@ -10,6 +10,7 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -74,6 +75,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """(n,) uint64, `sample_keys` of the ids."""
+        return sample_keys(self.ids)
 
     def box(self, i: int) -> list[int] | None:
         """Left, top, width and height of sample i's box; None where there are no boxes."""
@@ -160,8 +166,8 @@ def stamps_of(folder: Path, refs: Sequence[str]) -> list[str | None]:
     if storage.is_object(folder):
         tags = storage.tags_below(folder)
         return [tags.get(ref) for ref in refs]
-    root = os.fspath(folder)
-    return [file_stamp(os.path.join(root, ref)) for ref in refs]
+    above = os.path.join(folder, "")
+    return [file_stamp(above + ref) for ref in refs]
 
 
 def read_file(path: Path, most: int = MAX_FILE_BYTES) -> bytes:

@@ -100,7 +100,7 @@ def plan_carried(
     n_old = job["splits"][split]["blocks"]
     records = {record.name: record for record in base.manifest.shards}
     named = FORMATS[job["format"]].shard_name
-    where = block_of(sample_keys(samples.ids), job["seed"], n_old).astype(np.int64)
+    where = block_of(samples.keys, job["seed"], n_old).astype(np.int64)
     sizes = np.bincount(
         block_of(sample_keys(old), job["seed"], n_old).astype(np.int64), minlength=n_old
     )

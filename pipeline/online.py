@@ -19,7 +19,7 @@ from datasets.blocks import block_of, count_blocks
 from datasets.catalog import open_source
 from datasets.errors import SourceError, UserError
 from datasets.fingerprint import fingerprint, scan
-from datasets.source import Listing, Source, check_listing, sample_keys
+from datasets.source import Listing, Source, check_listing
 from pipeline import preview
 from pipeline.library_ops import LibraryStage
 from pipeline.opencv_kernel import augment_batch, margin, prepare
@@ -68,7 +68,7 @@ class OnlineImages:
         self.policy, self.seed, self.pixels, self.classes = policy, seed, pixels, classes
         self.ids, self.labels = pixels.samples.ids, pixels.samples.labels
         self.shape: tuple[int, ...] = pixels.shape
-        self.keys, self.usable, self.n_blocks = sample_keys(self.ids), usable, n_blocks
+        self.keys, self.usable, self.n_blocks = pixels.samples.keys, usable, n_blocks
         self.dtype, self.sample_bytes = "uint8", int(np.prod(self.shape))
         self.content = content
         self.blocks = block_of(self.keys, seed, n_blocks)

@@ -115,7 +115,7 @@ class ShardImages:
         span, parts = record.copy_ranges.get(str(copy)), []
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             for found in self.reader.read_copy(path, copy, span):
-                if isinstance(found, list):
+                if not isinstance(found, np.ndarray):
                     decoded = pool.map(lambda data: images.decode(data, self.shape[2]), found)
                     found = np.stack(list(decoded))
                 parts.append(found)

@@ -158,7 +158,7 @@ class Tasks(Sequence[Task]):
         shards: list[tuple[str, str, np.ndarray, Carried | None]] = []
         for split, names in shard_names(job).items():
             part = samples[split]
-            blocks = place(part.ids, job.seed, len(names))
+            blocks = place(part, job.seed, len(names))
             taken: Iterable[Carried | None] = [None] * len(names)
             if base is not None:
                 taken = plan_carried(base, classes, split, part, scans[split], blocks)

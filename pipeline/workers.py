@@ -30,17 +30,6 @@ ALLOWED_DEATHS = 10
 # A local worker that has not moved for so long (stopped, or in swap) is started anew.
 STILL_S = 60
 CONNECT_S = 10
-# What a worker needs for its start and its first task, imported once for all of them.
-PRELOADED = [
-    "distributed.nanny",
-    "distributed.worker",
-    "distributed.http.worker.prometheus",
-    "numpy.random",
-    "pipeline.carry",
-    "PIL.Image",
-    "cv2",
-    "typer",
-]
 # What Dask holds at a time, a few for each thread, however many tasks there are.
 MIN_WAITING, WAITING_A_THREAD = 64, 4
 # Tasks that take less travel together: each message costs both sides about 3 ms.
@@ -185,7 +174,7 @@ def start_fork_server() -> None:
     """Starts what local workers are forked from: a process that has imported what they need, while
     this one imports Dask, and nothing else. Never this process: a fork keeps the locks that other
     threads hold. There is one, of PyArrow's allocator, which lets go of its own before a fork."""
-    get_context("forkserver").set_forkserver_preload(PRELOADED)
+    get_context("forkserver").set_forkserver_preload(["pipeline.forked"])
     before = os.environ.get("OPENBLAS_NUM_THREADS")
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # or NumPy would start a thread in it
     try:

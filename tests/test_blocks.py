@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -17,23 +18,37 @@ from datasets.blocks import (
     limited,
     place,
 )
-from datasets.source import sample_keys
+from datasets.source import Samples, sample_keys
 
 IDS = st.lists(st.text(max_size=8), max_size=60, unique=True)
 SEEDS = st.integers(0, 2**64 - 1)
 BLOCKS = st.sampled_from([1, 2, 8, 64])
 
 
+def samples_of(ids: list[str]) -> Samples:
+    return Samples(ids, np.zeros(len(ids), np.int64), ids)
+
+
 def named(ids: list[str], seed: int, n_blocks: int) -> list[list[str]]:
     """The ids of each block, in the order in which they are written."""
-    return [[ids[i] for i in block] for block in place(ids, seed, n_blocks)]
+    return [[ids[i] for i in block] for block in place(samples_of(ids), seed, n_blocks)]
 
 
 @given(IDS, SEEDS, BLOCKS)
 def test_every_sample_is_in_exactly_one_block(ids: list[str], seed: int, n_blocks: int) -> None:
-    blocks = place(ids, seed, n_blocks)
+    blocks = place(samples_of(ids), seed, n_blocks)
     assert len(blocks) == n_blocks
     assert sorted(np.concatenate(blocks).tolist()) == list(range(len(ids)))
+
+
+def test_of_samples_with_one_hash_the_ids_decide() -> None:
+    for ids in permutations("abc"):
+        samples = samples_of(list(ids))
+        keys = {"a": 5, "b": 5, "c": 7}  # no two ids are known to have one: 64 bits of BLAKE2b
+        vars(samples)["keys"] = np.array([keys[name] for name in ids], np.uint64)
+        (block,) = place(samples, 0, 1)
+        order = [ids[i] for i in block]
+        assert order.index("b") == order.index("a") + 1
 
 
 @given(IDS, SEEDS, BLOCKS)
@@ -100,7 +115,7 @@ def test_blocks_are_a_fair_mix(seed: int) -> None:
     # Ids of one class follow each other in a listing; 64 blocks of 20,000 ids, 63 degrees of
     # freedom: a chi-square beyond 63 ± 5 standard deviations has odds of less than one in 10^5.
     ids = [f"class_{i // 1000:02d}/{i:05d}.jpg" for i in range(20_000)]
-    blocks = place(ids, seed, 64)
+    blocks = place(samples_of(ids), seed, 64)
     sizes = np.array([len(block) for block in blocks])
     expected = len(ids) / 64
     assert abs(((sizes - expected) ** 2 / expected).sum() - 63) < 5 * np.sqrt(2 * 63)

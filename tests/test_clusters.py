@@ -76,11 +76,8 @@ def test_a_cluster_started_by_hand_writes_the_same_bytes(tmp_path: Path) -> None
 def test_what_local_workers_are_forked_from_has_no_thread_that_a_fork_could_hurt() -> None:
     script = """
 import os
-from importlib import import_module
 from pathlib import Path
-from pipeline.workers import PRELOADED
-for name in PRELOADED:
-    import_module(name)
+import pipeline.forked
 for thread in Path("/proc/self/task").iterdir():
     if int(thread.name) != os.getpid():
         print((thread / "comm").read_text(), end="")

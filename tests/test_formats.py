@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from datasets import tfrecord
+from datasets.encoded import Encoded, in_one_piece
 from datasets.errors import Damaged
 from datasets.formats import FORMATS
 from datasets.schema import Rows, Schema
@@ -54,6 +55,23 @@ def batches(draw: st.DrawFn) -> tuple[Schema, list[Rows]]:
             )
         )
     return schema, found
+
+
+@given(st.lists(st.lists(st.binary(max_size=4), max_size=9), min_size=1, max_size=4), st.data())
+def test_encoded_files_are_picked_and_joined_as_lists_are(
+    parts: list[list[bytes]], data: st.DataObject
+) -> None:
+    as_column = data.draw(st.lists(st.booleans(), min_size=len(parts), max_size=len(parts)))
+    given_ = [Encoded.join([p]) if c else p for p, c in zip(parts, as_column, strict=True)]
+    whole, joined = [file for part in parts for file in part], Encoded.join(given_)
+    assert list(joined) == whole
+    assert [joined[i] for i in range(len(joined))] == whole
+    start, stop = data.draw(st.integers(0, len(whole))), data.draw(st.integers(0, len(whole)))
+    assert list(joined[start:stop]) == whole[start:stop]
+    chosen = data.draw(st.lists(st.sampled_from(range(len(whole))))) if whole else []
+    picked = joined.pick(np.array(chosen, np.int64))
+    assert list(picked) == [whole[i] for i in chosen]
+    assert in_one_piece(picked.column).to_pylist() == list(picked)
 
 
 def write(folder: Path, format: str, schema: Schema, rows: list[Rows]) -> Path:

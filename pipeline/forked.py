@@ -1,0 +1,17 @@
+"""What local workers are forked from: all that they need for their start and their first task,
+imported once for all of them. Its import says that nothing of it is garbage, now or at the end."""
+
+import gc
+
+import cv2
+import distributed.http.worker.prometheus
+import distributed.nanny
+import distributed.worker
+import numpy.random
+import PIL.Image
+import typer
+
+import pipeline.carry
+
+# Else each worker would look at half a million objects every now and then, and so copy their pages.
+gc.freeze()
