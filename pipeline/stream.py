@@ -22,7 +22,7 @@ Tensor = Any  # TensorFlow has no types of its own that a checker could use
 # lock to each other: at 32 px two calls in flight make half of what one makes.
 SMALL_SIDE = 64
 TOGETHER = 1024  # small images made in one go: their draws take half of the time of 256 at a time
-AHEAD = 4  # batches that wait ready
+AHEAD = 4  # batches that wait ready; all that were made together, or the next would wait for them
 
 
 class Images(Protocol):
@@ -196,7 +196,7 @@ def as_dataset(stream: Stream, start: int, stop: int) -> tf.data.Dataset:
         return with_shapes(stream, *batch)
 
     batches = tf.data.Dataset.range(start, stop).map(made, calls_in_flight(stream), True)
-    return batches.prefetch(AHEAD)
+    return batches.prefetch(max(AHEAD, stream.together))
 
 
 def is_short(source: Images) -> bool:
