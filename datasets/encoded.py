@@ -33,7 +33,7 @@ class Encoded(Sequence[bytes]):
         return Encoded(found) if isinstance(where, slice) else found.as_py()
 
     def pick(self, positions: np.ndarray) -> Encoded:
-        """The files at these positions, in this order."""
+        """The files at these (n,) int64 positions, in this order."""
         starts = np.flatnonzero(np.diff(positions, prepend=-2) != 1)  # of runs without a gap
         lengths = np.diff(starts, append=len(positions)).tolist()
         firsts = positions[starts].tolist()
@@ -44,15 +44,17 @@ class Encoded(Sequence[bytes]):
     def join(parts: Sequence[Sequence[bytes]]) -> Encoded:
         """All files of all parts, in their order."""
         return Encoded(
-            chunks_of([p.column if isinstance(p, Encoded) else column(p) for p in parts])
+            chunks_of([p.column if isinstance(p, Encoded) else as_column(p) for p in parts])
         )
 
 
-def column(files: Sequence[bytes]) -> pa.ChunkedArray:
+def as_column(files: Sequence[bytes]) -> pa.ChunkedArray:
+    """A copy of the files, in one chunk."""
     return pa.chunked_array([pa.array(files, pa.binary())])
 
 
 def chunks_of(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+    """Columns of type binary one behind the other, not copied."""
     return pa.chunked_array([chunk for c in columns for chunk in c.chunks], pa.binary())
 
 

@@ -93,16 +93,16 @@ class Stream:
             return shown[epoch_order(keys, blocks, source.n_blocks, per_group, order_seed, epoch)]
 
         @lru_cache(maxsize=2)  # one for each of two who read at once
-        def made(step: int) -> tuple[np.ndarray, np.ndarray]:
-            copy, positions = self.chosen(step, self.together)
+        def made_together(step: int) -> tuple[np.ndarray, np.ndarray]:
+            copy, positions = self.chosen(step, self.n_together)
             return self.fetch(positions, copy)
 
-        self.order, self.made = order, made
-        self.together = max(1, TOGETHER // batch_size) if is_short(source) else 1
+        self.order, self.made_together = order, made_together
+        self.n_together = max(1, TOGETHER // batch_size) if is_short(source) else 1
 
     def chosen(self, step: int, n_batches: int = 1) -> tuple[int, np.ndarray]:
-        """The copy that a batch shows, and the positions of its samples; of up to `n_batches` from
-        there on in the same epoch."""
+        """The copy that a batch shows, and (n,) positions of its samples; with `n_batches` also of
+        those that follow in the same epoch, as far as it goes."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = batch * self.batch_size
         positions = self.order(epoch)[start : start + n_batches * self.batch_size]
@@ -112,11 +112,11 @@ class Stream:
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(B, *shape) images and (B,) int64 labels; the last batch of an epoch holds what is
         left."""
-        if self.together == 1:
+        if self.n_together == 1:  # large ones are not kept
             copy, positions = self.chosen(step)
             return self.fetch(positions, copy)
-        nth = step % self.steps_per_epoch % self.together
-        images, labels = self.made(step - nth)
+        nth = step % self.steps_per_epoch % self.n_together
+        images, labels = self.made_together(step - nth)
         part = slice(nth * self.batch_size, (nth + 1) * self.batch_size)
         return images[part], labels[part]
 
@@ -196,7 +196,7 @@ def as_dataset(stream: Stream, start: int, stop: int) -> tf.data.Dataset:
         return with_shapes(stream, *batch)
 
     batches = tf.data.Dataset.range(start, stop).map(made, calls_in_flight(stream), True)
-    return batches.prefetch(max(AHEAD, stream.together))
+    return batches.prefetch(max(AHEAD, stream.n_together))
 
 
 def is_short(source: Images) -> bool:

@@ -298,16 +298,19 @@ def test_the_next_run_sweeps_what_a_killed_one_left_and_leaves_a_live_one_alone(
     assert tree_hash(tmp_path / "dead" / "out") == undisturbed
 
 
-def test_a_run_that_stands_still_since_the_clock_was_set_back_ends() -> None:
-    run_script("""
+def test_a_run_that_stands_still_since_the_clock_was_set_back_ends(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "endless")  # nobody writes to it, so that its reader gets no result
+    run_script(f"""
 import time
+from pathlib import Path
 real, back_s = time.time, 0
 time.time = lambda: real() - back_s
 from datasets.errors import EnvironmentFailed
 from pipeline import workers
 if __name__ == "__main__":
     workers.SAY_EVERY_S = 1
-    results = workers.run(time.sleep, [0, 99], 2, None, None)
+    paths = [Path("/dev/null"), Path({str(tmp_path)!r}, "endless")]
+    results = workers.run(Path.read_bytes, paths, 2, None, None)
     next(results)
     back_s = 3600
     try:
