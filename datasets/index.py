@@ -99,7 +99,10 @@ def read_index(out: Path, job_sha256: str) -> dict[str, Entry]:
     index of just that."""
     try:
         path = index_path(out, job_sha256)
-        with pq.ParquetFile(storage.readable(path), page_checksum_verification=True) as file:
+        with (
+            storage.readable(path) as opened,
+            pq.ParquetFile(opened, page_checksum_verification=True) as file,
+        ):
             table = file.read()
         found = table.schema.metadata or {}
         if (found[JOB], found[READERS]) != (job_sha256.encode(), readers().encode()):

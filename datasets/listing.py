@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from datasets.errors import SourceError, first_line
 from datasets.folder import source_name, split_by_hash
 from datasets.labels import as_name, is_missing
 from datasets.source import Listing, Samples, read_files, stamps_of
-from datasets.storage import readable
+from datasets.storage import opened, readable
 
 PATH = ("path", "image", "file", "file_name", "filename")
 LABEL = ("label", "class")
@@ -76,7 +77,10 @@ class ListFile:
             if self.file.suffix.lower() == ".parquet":
                 return self._parquet_columns()
             # utf-8-sig: spreadsheets put a byte order mark in front of the first column's name.
-            with self.file.open("r", newline="", encoding="utf-8-sig") as file:
+            with (
+                opened(self.file) as data,
+                io.TextIOWrapper(data, encoding="utf-8-sig", newline="") as file,
+            ):
                 reader = csv.DictReader(file, strict=True)
                 refuse_doubles(list(reader.fieldnames or ()))
                 rows = list(reader)
@@ -96,7 +100,7 @@ class ListFile:
         """The values of the columns that a list may have; no others are read."""
         import pyarrow.parquet as pq
 
-        with pq.ParquetFile(readable(self.file)) as file:
+        with readable(self.file) as data, pq.ParquetFile(data) as file:
             refuse_doubles(file.schema_arrow.names)
             if file.metadata.num_rows > MAX_ROWS:
                 raise ValueError(f"more than {MAX_ROWS:,} rows; split the list")

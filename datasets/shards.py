@@ -18,8 +18,7 @@ from datasets.fingerprint import read_each
 from datasets.folder import source_name
 from datasets.images import opened
 from datasets.labels import as_number, names_in
-from datasets.source import Listing, Samples
-from datasets.storage import place, readable
+from datasets.source import Listing, Samples, read_file
 
 IMAGE = ("image", "img")
 LABEL = ("label", "labels", "fine_label")
@@ -182,7 +181,7 @@ class Shards:
         columns = self.columns
         wanted = [columns.label, *(["sample_id", "copy"] if columns.has_origin else [])]
         try:
-            with pq.ParquetFile(readable(path)) as file:
+            with storage.readable(path) as data, pq.ParquetFile(data) as file:
                 for name in (columns.image, *wanted):
                     if name not in file.schema_arrow.names:
                         raise SourceError(f"{path}: no column {name!r}, which {self.first} has")
@@ -205,7 +204,8 @@ class Shards:
         import pyarrow.parquet as pq
 
         try:
-            found = pq.read_schema(readable(self.first))
+            with storage.readable(self.first) as data:
+                found = pq.read_schema(data)
         except (pa.ArrowException, OSError) as err:
             raise SourceError(f"{self.first}: not a Parquet file: {err}") from err
         image = next((n for n in IMAGE if found.names.count(n) == 1), None)
@@ -248,7 +248,7 @@ class Shards:
     def _tfds_classes(self) -> tuple[str, ...]:
         path = self.first.parent / tfrecord.LABELS
         try:
-            text = path.read_text() if storage.kind(path) == "file" else ""
+            text = read_file(path).decode() if storage.kind(path) == "file" else ""
         except (OSError, UnicodeDecodeError) as err:
             raise SourceError(f"{path}: cannot be read: {err}; write it again") from err
         return tuple(text.removesuffix("\n").split("\n")) if text else ()
@@ -263,7 +263,7 @@ class Shards:
         if storage.kind(path) != "file":
             return None
         try:
-            image = json.loads(path.read_text())["featuresDict"]["features"]["image"]
+            image = json.loads(read_file(path))["featuresDict"]["features"]["image"]
             if "tensor" not in image:
                 return None
             tensor = image["tensor"]
@@ -281,14 +281,10 @@ class Shards:
         return self._read_parquet(refs) if self.is_parquet else self._read_tfrecord(refs)
 
     def _read_tfrecord(self, refs: Sequence[tuple[str, int, int]]) -> Iterator[np.ndarray | bytes]:
-        make = tfrecord.example_class()
-        for path, offset, length in refs:
-            with place(path).open("rb") as file:
-                file.seek(offset)
-                example = make.FromString(file.read(length))
-            data = tfrecord.Stored(offset, length, example).one("image")
-            shape = self.raw_shape
-            yield as_pixels(data, shape) if shape else data
+        make, shape = tfrecord.example_class(), self.raw_shape
+        for (_, offset, length), record in zip(refs, storage.read_ranges(refs), strict=True):
+            image = tfrecord.Stored(offset, length, make.FromString(record)).one("image")
+            yield as_pixels(image, shape) if shape else image
 
     def _read_parquet(self, refs: Sequence[tuple[str, int, int]]) -> Iterator[np.ndarray | bytes]:
         """A row group is read once for all the refs in it, when the first of them has its turn: a
@@ -316,7 +312,7 @@ class Shards:
         found: dict[int, Any] = {}
         row = n_bytes = 0
         try:
-            with pq.ParquetFile(readable(place(path))) as file:
+            with storage.readable(storage.place(path)) as data, pq.ParquetFile(data) as file:
                 for batch in file.iter_batches(BATCH, [group], [self.columns.image]):
                     for i in range(len(batch)):
                         if row + i in rows:

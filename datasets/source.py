@@ -174,14 +174,16 @@ def read_file(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
     """The bytes of a file that somebody else wrote.
 
     Raises: OSError, with a `strerror` that holds no path, if it cannot be read, is no regular file
-      (a pipe or a device may never end) or is larger than `most` bytes.
+      (a pipe or a device may never end) or is larger than `most` bytes; EnvironmentFailed if its
+      storage fails.
     """
-    found = path.stat()
+    with storage.failures(path):
+        found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
     if found.st_size > most:
         raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, at most {most:,} are read")
-    with path.open("rb") as file:
+    with storage.opened(path) as file:
         return file.read(found.st_size)  # no more, even if it grows
 
 

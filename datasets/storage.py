@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from io import BufferedReader
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -120,14 +121,16 @@ def failure(what: Path | str, err: BaseException) -> EnvironmentFailed | None:
 @contextmanager
 def failures(what: Path | str) -> Iterator[None]:
     """Raises: EnvironmentFailed where the storage does not answer; StorageRefused, which is one of
-    these, where it does not allow it."""
+    these, where it does not allow it. That something is not there is the FileNotFoundError it was.
+    """
     try:
         yield
     except UserError:
         raise
     except Exception as err:
         told = failure(what, err)
-        if told is None:
+        is_absent = isinstance(err, FileNotFoundError) and not isinstance(told, StorageRefused)
+        if told is None or is_absent:
             raise
         raise told from err
 
@@ -196,7 +199,8 @@ def entries(folder: Path) -> Iterator[tuple[str, bool]]:
     """(name, whether it is a folder) of what lies in it, links followed."""
     if is_object(folder):
         found: list[dict[str, Any]] = []
-        with suppress(FileNotFoundError):  # where there is no object, there is no folder
+        # Where there is no object, there is no folder.
+        with suppress(FileNotFoundError), failures(folder):
             found = file_system(folder).ls(key(folder), detail=True)
         for info in found:
             name = info["name"].rstrip("/").rpartition("/")[2]
@@ -224,24 +228,63 @@ def read_all(folder: Path, names: Sequence[str]) -> Iterator[bytes]:
     if not is_object(folder):
         yield from ((folder / name).read_bytes() for name in names)
         return
-    files = file_system(folder)
-    for start in range(0, len(names), READ_AT_ONCE):
-        paths = [f"{key(folder)}/{name}" for name in names[start : start + READ_AT_ONCE]]
+    paths, whole = [f"{key(folder)}/{name}" for name in names], [None] * len(names)
+    yield from fetch(file_system(folder), paths, whole, whole)
+
+
+def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
+    """The bytes of each (path or URL, offset, length), all in one storage, in their order; of
+    objects many at a time.
+
+    Raises: as `read_all`.
+    """
+    places = {path: place(path) for path, *_ in ranges}
+    if not any(map(is_object, places.values())):
+        for path, offset, length in ranges:
+            with places[path].open("rb") as file:
+                file.seek(offset)
+                yield file.read(length)
+        return
+    paths = [key(places[path]) for path, *_ in ranges]
+    starts = [offset for _, offset, _ in ranges]
+    ends = [offset + length for _, offset, length in ranges]
+    yield from fetch(file_system(places[ranges[0][0]]), paths, starts, ends)
+
+
+def fetch(
+    files: Any, paths: list[str], starts: Sequence[int | None], ends: Sequence[int | None]
+) -> Iterator[bytes]:
+    """The bytes from start to end of each object, as `read_all` gives and raises."""
+    for first in range(0, len(paths), READ_AT_ONCE):
+        some = slice(first, first + READ_AT_ONCE)
         # `cat` would take `*` and `[` in names for patterns.
-        found = files.cat_ranges(paths, None, None, on_error="return")
-        for name, data in zip(names[start : start + READ_AT_ONCE], found, strict=True):
+        found = files.cat_ranges(paths[some], starts[some], ends[some], on_error="return")
+        for path, data in zip(paths[some], found, strict=True):
             if isinstance(data, FileNotFoundError | PermissionError):
                 why = "no such object" if isinstance(data, FileNotFoundError) else "not allowed"
                 raise type(data)(data.errno or 0, why)
             if isinstance(data, BaseException):
-                with failures(f"{folder}/{name}"):
+                with failures(files.unstrip_protocol(path)):
                     raise data
             yield data
 
 
-def readable(path: Path) -> Any:
-    """What pyarrow reads from: the path, or an open object."""
-    return path.open("rb") if is_object(path) else path
+@contextmanager
+def opened(path: Path) -> Iterator[BufferedReader]:
+    """The file, open for reading; what the block meets of its storage is raised as by `failures`,
+    so that nobody takes it for something about the file."""
+    with failures(path), path.open("rb") as file:
+        yield file
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[Any]:
+    """What pyarrow reads from: the path, or an object that is `opened`."""
+    if not is_object(path):
+        yield path
+        return
+    with opened(path) as file:
+        yield file
 
 
 @contextmanager

@@ -9,6 +9,7 @@ https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 
+from datasets import storage
 from datasets.errors import Damaged
 from datasets.schema import Encoding, Rows, Schema, canonical_json
 from datasets.source import read_file
@@ -141,33 +143,36 @@ def records(path: Path, span: tuple[int, int] | None = None) -> Iterator[Stored]
 
     Raises: Damaged where a byte is not as it was written, or there is no file.
     """
+    try:
+        with storage.opened(path) as file:
+            yield from records_of(file, path, span or (0, file.seek(0, os.SEEK_END)))
+    except FileNotFoundError as err:
+        raise Damaged(f"{path}: there is no such file") from err
+
+
+def records_of(file: BinaryIO, path: Path, span: tuple[int, int]) -> Iterator[Stored]:
     from google.protobuf.message import DecodeError
 
     make = example_class()
-    try:
-        start, end = span or (0, path.stat().st_size)
-        opened = path.open("rb")
-    except FileNotFoundError as err:
-        raise Damaged(f"{path}: there is no such file") from err
-    with opened as file:
-        file.seek(start)
-        while file.tell() < end:
-            head = file.read(HEAD.size)
-            offset = file.tell()
-            if len(head) < HEAD.size:
-                raise Damaged(f"{path}: ends inside a record")
-            length, crc = HEAD.unpack(head)
-            if masked_crc(head[:8]) != crc:
-                raise Damaged(f"{path}: a record's length at byte {offset - HEAD.size} is damaged")
-            if length > end - offset:  # never ask for more memory than the file could fill
-                raise Damaged(f"{path}: ends inside the record at byte {offset}")
-            data, tail = file.read(length), file.read(CRC.size)
-            if len(tail) < CRC.size or masked_crc(data) != CRC.unpack(tail)[0]:
-                raise Damaged(f"{path}: the record at byte {offset} is damaged")
-            try:
-                yield Stored(offset, length, make.FromString(data))
-            except DecodeError as err:
-                raise Damaged(f"{path}: the record at byte {offset} is no Example") from err
+    start, end = span
+    file.seek(start)
+    while file.tell() < end:
+        head = file.read(HEAD.size)
+        offset = file.tell()
+        if len(head) < HEAD.size:
+            raise Damaged(f"{path}: ends inside a record")
+        length, crc = HEAD.unpack(head)
+        if masked_crc(head[:8]) != crc:
+            raise Damaged(f"{path}: a record's length at byte {offset - HEAD.size} is damaged")
+        if length > end - offset:  # never ask for more memory than the file could fill
+            raise Damaged(f"{path}: ends inside the record at byte {offset}")
+        data, tail = file.read(length), file.read(CRC.size)
+        if len(tail) < CRC.size or masked_crc(data) != CRC.unpack(tail)[0]:
+            raise Damaged(f"{path}: the record at byte {offset} is damaged")
+        try:
+            yield Stored(offset, length, make.FromString(data))
+        except DecodeError as err:
+            raise Damaged(f"{path}: the record at byte {offset} is no Example") from err
 
 
 def sidecars(schema: Schema, name: str, splits: dict[str, list[int]]) -> dict[str, bytes]:

@@ -48,7 +48,8 @@ def read_pointer(out: Path, number: int) -> str:
     """The version that it names. Raises: Damaged if it names none."""
     path = pointer_file(out, number)
     try:
-        version = json.loads(path.read_bytes())["version"]
+        with storage.opened(path) as file:
+            version = json.load(file)["version"]
         if not VERSION.fullmatch(version):
             raise ValueError(version)
     except (ValueError, KeyError, TypeError) as err:

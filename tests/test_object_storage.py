@@ -268,6 +268,49 @@ def test_a_storage_that_goes_away_ends_the_run_and_quarantines_nothing(
     assert tree_hash(latest(server.root / "data" / place / "out")) == undisturbed
 
 
+@pytest.fixture(scope="module")
+def sources(server: Server) -> None:
+    """The photos once more: as a list, and as shards of both formats."""
+    photos = server.root / "data" / "photos"
+    names = [p.relative_to(photos.parent).as_posix() for p in sorted(photos.rglob("*.png"))[1:]]
+    text = "path,label\n" + "".join(f"{name},{name.split('/')[1]}\n" for name in names)
+    server.files().pipe_file("data/photos.csv", text.encode())
+    for kind in ("parquet", "tfrecord"):
+        job = command(f"s3://data/{kind}", "--workers", 0, "--format", kind)
+        run(*job, env=server.env)
+
+
+@pytest.mark.parametrize(
+    ("words", "asked", "nth"),
+    [
+        (("augment", "--dataset", "s3://data/photos"), r"prefix=photos%2F&delimiter=%2F&e", 13),
+        (("augment", "--dataset", "s3://data/photos.csv"), r"GET .*/photos\.csv", 1),
+        (("augment", "--dataset", "s3://data/parquet"), r"GET .*/parquet/.*-00003-of", 1),
+        (("augment", "--dataset", "s3://data/tfrecord"), r"GET .*/tfrecord/.*-00003-of", 5),
+        (("verify", "s3://data/parquet", "--deep"), r"GET .*/parquet/.*-00003-of", 3),
+        (("verify", "s3://data/tfrecord", "--deep"), r"GET .*/tfrecord/.*features\.json", 2),
+    ],
+)
+def test_a_storage_that_fails_is_nobodys_mistake(
+    server: Server, place: str, sources: None, words: tuple[str, ...], asked: str, nth: int
+) -> None:
+    """Neither of the user, who would be told to mend the folder, nor of the file, which would be
+    called damaged. It fails from the nth such request on."""
+    matched = 0
+
+    def fault(method: str, path: str) -> str | None:
+        nonlocal matched
+        matched += re.search(asked, f"{method} {path}") is not None
+        return "error" if matched >= nth else None
+
+    out = ("--out", f"s3://data/{place}/out", "--workers", 0) if words[0] == "augment" else ()
+    with Faulty(server, fault) as proxy:
+        env = {**proxy.front.env, "AWS_MAX_ATTEMPTS": "1"}
+        said = run(*words, *out, code=5, env=env).stderr
+    assert matched >= nth
+    assert "the storage fails" in said
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=SLOW)])
 def test_a_stop_does_not_wait_for_a_storage_that_is_gone(
     server: Server, place: str, undisturbed: dict[str, str], workers: int
