@@ -9,6 +9,7 @@ import distributed.nanny
 import distributed.worker
 import numpy.random
 import PIL.Image
+import simplejpeg
 import typer
 
 import pipeline.carry

@@ -86,8 +86,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that make the bytes."""
-    names = ("albumentations", "numpy", "opencv-python-headless", "pillow", "protobuf", "pyarrow")
-    return {name: version(name) for name in names}
+    arrays = ("albumentations", "numpy", "opencv-python-headless")
+    files = ("pillow", "protobuf", "pyarrow", "simplejpeg")
+    return {name: version(name) for name in (*arrays, *files)}
 
 
 @lru_cache(maxsize=1)

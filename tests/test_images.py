@@ -10,6 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from PIL import Image
 
@@ -56,6 +58,61 @@ def test_jpeg_is_opencvs_jpeg() -> None:
     want = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), 1), cv2.COLOR_BGR2RGB)
     # Two builds of libjpeg-turbo, whose upsampling of colour may differ by a few levels.
     assert np.abs(images.decode(data).astype(int) - want).max() <= 6
+
+
+def jpeg_files() -> list[bytes]:
+    """One of each kind: colour and grey, its colours thinned out or not, in one pass or several."""
+    rng = np.random.default_rng(3)
+    noisy = rng.integers(0, 256, (37, 51, 3), np.uint8)
+    pixels = Image.fromarray(cv2.GaussianBlur(noisy, (5, 5), 1))
+    kinds: list[dict[str, object]] = [{"subsampling": n} for n in range(3)]
+    kinds += [{"progressive": True}, {"restart_marker_blocks": 2}, {"keep_rgb": True}]
+    return [
+        *(saved(pixels, "JPEG", **kind) for kind in kinds),
+        saved(pixels.convert("L"), "JPEG"),
+        saved(pixels.convert("CMYK"), "JPEG"),
+    ]
+
+
+def by_pillow(data: bytes, mode: str) -> np.ndarray | None:
+    """What Pillow alone makes of a file, None where it refuses it."""
+    try:
+        with Image.open(io.BytesIO(data), formats=images.formats()) as image:
+            image.load()
+            return np.asarray(image.convert(mode))
+    except Exception:
+        return None
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
+def test_a_jpeg_file_gives_pillows_pixels(mode: str, channels: int) -> None:
+    for data in jpeg_files():
+        want = by_pillow(data, mode)
+        assert_array_equal(images.decode(data, channels), want.reshape(37, 51, channels))
+
+
+@settings(max_examples=300)
+@given(
+    data=st.sampled_from(jpeg_files()),
+    patches=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=3),
+    kept=st.floats(0.5, 1) | st.just(1.0),
+    mode=st.sampled_from(["RGB", "L"]),
+)
+def test_a_damaged_jpeg_file_gives_what_pillow_makes_of_it(
+    data: bytes, patches: list[tuple[float, int]], kept: float, mode: str
+) -> None:
+    damaged = bytearray(data)
+    start = data.index(b"\xff\xda")  # behind the size, which could be one that takes all memory
+    for place, value in patches:
+        damaged[start + int(place * (len(data) - start - 1))] = value
+    damaged = damaged[: max(start, int(kept * len(data)))]
+    want = by_pillow(bytes(damaged), mode)
+    try:
+        found = images.decode(bytes(damaged), 3 if mode == "RGB" else 1)
+    except ImageError:
+        assert want is None
+    else:
+        assert_array_equal(found, want.reshape(found.shape))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
