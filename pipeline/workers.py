@@ -8,12 +8,13 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
 from math import inf
 from multiprocessing import forkserver, get_context, resource_tracker
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
 from datasets.errors import EnvironmentFailed, first_line
@@ -21,7 +22,8 @@ from pipeline.cluster import SAY_EVERY_S, check_cluster, say_no_worker
 from pipeline.scratch import scratch_folder
 
 if TYPE_CHECKING:
-    from distributed import Client, Future, LocalCluster
+    import distributed
+    from distributed import Client, LocalCluster
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,16 +43,23 @@ LOOK_EVERY_S = 5.0  # for threads that came or went
 def start(n_workers: int, scheduler: str | None, stack: ExitStack) -> Callable[[], Client]:
     """Begins to connect, in a thread; what it gives waits for the client, and raises what `connect`
     does. The connection, and the local processes, end with the stack."""
-    inside, thread = ExitStack(), ThreadPoolExecutor(1)
-    waiting = thread.submit(connect, n_workers, scheduler, inside)
+    inside = ExitStack()
+    connected: Future[Client] = Future()
+
+    def begin() -> None:
+        try:
+            connected.set_result(connect(n_workers, scheduler, inside))
+        except BaseException as err:
+            connected.set_exception(err)
 
     def close() -> None:
-        wait([waiting])
+        if scheduler is None:  # its processes must be ended; one that runs may never answer
+            wait([connected])
         inside.close()
-        thread.shutdown()
 
+    Thread(target=begin, daemon=True).start()
     stack.callback(close)
-    return waiting.result
+    return connected.result
 
 
 def run(
@@ -227,8 +236,8 @@ def results(
     take little time in batches, and few of them at a time."""
     from distributed import KilledWorker
 
-    finished: SimpleQueue[Future[tuple[float, list[R]]]] = SimpleQueue()
-    waiting: dict[Future[tuple[float, list[R]]], range] = {}
+    finished: SimpleQueue[distributed.Future[tuple[float, list[R]]]] = SimpleQueue()
+    waiting: dict[distributed.Future[tuple[float, list[R]]], range] = {}
 
     def send(some: range) -> None:
         batch = [tasks[i] for i in some]

@@ -28,6 +28,7 @@ from tests.running import (
     wait_for_first_shard,
 )
 
+STOPS_WITHIN_S = 5  # what is promised
 JOB = ("augment", "--limit", "500", "--copies", "2", "--block-samples", "64")
 # Enough for something to happen meanwhile.
 LONG = (
@@ -112,6 +113,19 @@ def test_a_scheduler_that_takes_connections_and_says_nothing_is_told_in_one_line
         said = run(*JOB, "--scheduler", address, "--out", tmp_path / "out", code=5).stderr
     assert "no Dask scheduler answers" in said
     assert len(said.splitlines()) == 1
+
+
+def test_a_stop_does_not_wait_for_a_scheduler_that_says_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        waiting = start(*JOB, "--scheduler", address, "--out", tmp_path / "out")
+        silent.settimeout(60)
+        with silent.accept()[0]:
+            waiting.terminate()
+            _, said = waiting.communicate(timeout=STOPS_WITHIN_S)
+    assert waiting.returncode == 143
+    assert said.splitlines()[-1].startswith("pipeline: stopped")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_cluster_without_workers_is_told_in_one_line(
