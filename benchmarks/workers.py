@@ -1,4 +1,4 @@
-"""Two workers against one: the whole command, CIFAR-10 x 20 and photos to 224 px x 32.
+"""Two workers against one: the whole command, CIFAR-10 x 20 and photos to 224 px x 64.
 
     python benchmarks/workers.py [--data-dir DIR] [--photos FOLDER]
 
@@ -48,13 +48,13 @@ def main() -> None:
     parser.add_argument("--photos", type=Path)
     arguments = parser.parse_args()
     cifar = ["--dataset", "cifar10", "--data-dir", str(arguments.data_dir), "--copies", "20"]
-    photos = ["--image-size", "224", "--encoding", "jpeg", "--copies", "32", "--split", "all"]
+    photos = ["--image-size", "224", "--encoding", "jpeg", "--copies", "64", "--split", "all"]
     policy = ["--policy", "standard", "--quiet"]
     with scratch_folder() as folder:
         source = str(arguments.photos or make_photos(folder))
         holds = [
             compare("CIFAR-10 x 20", [*cifar, *policy], folder),
-            compare("photos x 32", ["--dataset", source, *photos, *policy], folder),
+            compare("photos x 64", ["--dataset", source, *photos, *policy], folder),
         ]
     raise SystemExit(0 if all(holds) else 1)
 

@@ -16,6 +16,7 @@ from datasets.source import Samples, Source, Stamped
 if TYPE_CHECKING:
     from datasets.index import Entry
 
+TOLD_EVERY = 64  # samples
 AFTER_ERROR = 1000  # refs that are asked for at once: a million bad ones must not copy all the rest
 
 
@@ -38,11 +39,12 @@ class Scan:
 def scan(
     source: Source,
     samples: Samples,
-    on_sample: Callable[[], None] = lambda: None,
+    advance: Callable[[int], None] = lambda n: None,
     known: Mapping[str, Entry] | None = None,
 ) -> Scan:
     """Reads every sample once; decodes none, sizes come from headers.
 
+    advance: Told of each number of samples that are done.
     known: Sample id -> how it was before; what has its stamp still is not read.
     """
     n = len(samples)
@@ -56,12 +58,14 @@ def scan(
         if before is None or before.stamp != stamp or before.box != samples.box(i):
             unknown.append(i)
             continue
-        on_sample()
         digests[i], shapes[i] = before.digest, before.shape
         if before.error is not None:
             errors[i] = before.error
-    for i, data in zip(unknown, read_each(source, [samples.refs[i] for i in unknown]), strict=True):
-        on_sample()
+    advance(n - len(unknown))
+    found = read_each(source, [samples.refs[i] for i in unknown])
+    for n_read, (i, data) in enumerate(zip(unknown, found, strict=True), 1):
+        if n_read % TOLD_EVERY == 0 or n_read == len(unknown):
+            advance((n_read - 1) % TOLD_EVERY + 1)
         if isinstance(data, OSError):
             errors[i] = f"cannot be read: {data.strerror or data}"
             stamps[i] = None  # it may be readable tomorrow, without any change to it

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets import storage
@@ -210,7 +209,7 @@ def write(
                 event="resume",
                 shards_done=len(done),
             )
-        made, first = run_tasks(config, tasks, client, partial, report)
+        made, first = run_tasks(config, plan, tasks, client, report)
         worked = time.monotonic()
         shards = sorted([*done.values(), *(m.record for m in made)], key=lambda r: r.name)
         refuse_too_many_bad(
@@ -221,7 +220,6 @@ def write(
             "(finished shards are kept)",
         )
         check_held()
-        save_index(plan, report)
         finish(plan.folder, plan.job, plan.classes, shards, config.overwrite)
         release(plan, before, config.keep, report)
         seconds = {
@@ -241,12 +239,13 @@ def write(
 
 def run_tasks(
     config: AugmentConfig,
+    plan: Plan,
     tasks: Tasks,
     client: Callable[[], Client] | None,
-    partial: Path,
     report: Report,
 ) -> tuple[list[Made], float]:
-    """How each shard was made, and when the first task was started (monotonic seconds)."""
+    """How each shard was made, and when the first task was started (monotonic seconds). The index
+    is written too, while workers are at the other shards."""
     from pipeline.carry import make_shard
 
     done: list[Made] = []
@@ -258,7 +257,7 @@ def run_tasks(
             config.workers,
             config.scheduler,
             client,
-            shared=partial / RUN,
+            shared=plan.partial / RUN,
             say=report.say,
             on_ready=lambda: started.append(time.monotonic()),
         ):
@@ -277,4 +276,8 @@ def run_tasks(
             )
             done.append(made)
             progress.advance(tasks.sizes[made.record.name])
+            if len(done) == 1:
+                save_index(plan, report)
+    if not tasks:  # a run was killed between its last shard and its end
+        save_index(plan, report)
     return done, started[0] if started else time.monotonic()

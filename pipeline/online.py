@@ -135,7 +135,7 @@ def open_split(
         )
     samples = choose_samples(listing, [config.split], config.limit)[config.split]
     with report.progress(len(samples), "reading") as progress:
-        found = scan(source, samples, lambda: progress.advance(1))
+        found = scan(source, samples, progress.advance)
     if not found.shapes.any():
         raise SourceError(f"{config.dataset}: not one of its files is an image that can be read")
     shape = common_shape({config.split: found}, config.image_size)

@@ -237,8 +237,7 @@ def make_plan(
     known = base.entries if base else {}
     with report.progress(n_samples, "reading") as progress:
         scans = {
-            split: scan(source, part, lambda: progress.advance(1), known)
-            for split, part in samples.items()
+            split: scan(source, part, progress.advance, known) for split, part in samples.items()
         }
     if not any(scanned.shapes.any() for scanned in scans.values()):
         raise SourceError(f"{config.dataset}: not one of its files is an image that can be read")
