@@ -51,12 +51,13 @@ def opened(data: bytes) -> Iterator[Image.Image]:
 
     if not data:
         raise ImageError("empty file")
+    # Broken metadata does not make pixels unusable. `catch_warnings` is for one thread: of several,
+    # one restores what another has set, and all warnings of the process stay off.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken metadata does not make pixels unusable
-            with Image.open(io.BytesIO(data), formats=formats()) as image:
-                check_pixels(image.width, image.height)
-                yield image
+        with Image.open(io.BytesIO(data), formats=formats()) as image:
+            check_pixels(image.width, image.height)
+            yield image
     except ImageError:
         raise
     except UnidentifiedImageError as err:

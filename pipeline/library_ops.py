@@ -226,10 +226,10 @@ def run_one(
     if has_params:
         transform.params = {}  # an earlier call's parameters are not this one's
     grey = image.ndim == 2
+    # Its own, and those it lays at our door; not by `catch_warnings`, which is for one thread.
+    warnings.filterwarnings("ignore", module=r"(albumentations|albucore|pipeline\.library_ops)\b")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            result = transform(image=image[..., None] if grey else image)["image"]
+        result = transform(image=image[..., None] if grey else image)["image"]
     except Exception as err:
         reason = first_line(err)
         raise PolicyError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import warnings
 from pathlib import Path
 
 import cv2
@@ -82,6 +83,17 @@ def by_pillow(data: bytes, mode: str) -> np.ndarray | None:
             return np.asarray(image.convert(mode))
     except Exception:
         return None
+
+
+def test_files_that_are_read_side_by_side_leave_warnings_as_they_were() -> None:
+    data = saved(Image.fromarray(corners()), "PNG")
+    one, other = images.opened(data), images.opened(data)
+    for step in (one.__enter__, other.__enter__):
+        step()
+    for reader in (one, other):
+        reader.__exit__(None, None, None)
+    with pytest.raises(UserWarning):  # which the tests make an error of
+        warnings.warn("of somebody else", stacklevel=1)
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
