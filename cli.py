@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from datasets.errors import Damaged, UserError, impossible_path, printable
-from datasets.storage import failure, place
+from datasets.storage import place
+from datasets.storage_errors import failure
 from pipeline.options import (
     DATA_DIR,
     POLICY,

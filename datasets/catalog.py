@@ -10,6 +10,7 @@ from typing import Any
 from datasets import storage
 from datasets.errors import SourceError
 from datasets.source import Source
+from datasets.storage_errors import failures
 from datasets.versions import latest
 
 CATALOG = {
@@ -74,7 +75,7 @@ def open_objects(place: Path) -> Source:
 
     Raises: SourceError if there is nothing; EnvironmentFailed if the storage fails.
     """
-    with storage.failures(place):
+    with failures(place):
         if place.suffix.lower() in (".csv", ".parquet"):
             from datasets.listing import ListFile
 

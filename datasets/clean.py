@@ -17,10 +17,11 @@ from datasets.commit import (
     replaced_folder,
 )
 from datasets.errors import OutputBusy
-from datasets.index import INDEX, stale_indexes
+from datasets.index import INDEX, indexes, stale_indexes
 from datasets.lease import leased
 from datasets.manifest import SUCCESS, UNFINISHED, VERSION
 from datasets.storage import walk
+from datasets.storage_errors import failures
 
 
 def clean(folder: Path) -> Iterator[str]:
@@ -81,7 +82,7 @@ def clean_one(path: Path, out: Path, partial: Path) -> str:
 def clean_objects(folder: Path) -> Iterator[str]:
     """Removes the versions in object storage, of `folder` or of outputs below it, that were never
     finished, and parts of uploads."""
-    with storage.failures(folder):
+    with failures(folder):
         known = storage.files_below(folder)
         places = {name.rpartition("/")[0] for name in known}
         versions = sorted(p for p in places if VERSION.fullmatch(p.rpartition("/")[2]))
@@ -90,6 +91,10 @@ def clean_objects(folder: Path) -> Iterator[str]:
             with leased(out):
                 for path in (folder / version for version in versions):
                     if path.parent == out and storage.kind(path / SUCCESS) != "file":
+                        storage.remove(path)
+                        yield f"removed {path}"
+                for version, path in indexes(out):
+                    if storage.kind(out / version / SUCCESS) != "file":
                         storage.remove(path)
                         yield f"removed {path}"
                 if n := storage.abort_uploads(out):

@@ -42,8 +42,10 @@ from datasets.manifest import (
     is_output,
     read_record,
 )
+from datasets.many_files import read_all
 from datasets.schema import canonical_json
 from datasets.storage import write_atomically
+from datasets.storage_errors import failures
 from datasets.versions import latest
 
 RECORDS = ".records"
@@ -174,7 +176,7 @@ def read_records(partial: Path) -> dict[str, Record]:
     """The shards that are done, by name: those whose record and whole file are there."""
     sizes, done = storage.files_below(partial), {}
     names = list(filter(RECORD.fullmatch, sorted(sizes)))
-    for data in storage.read_all(partial, names):
+    for data in read_all(partial, names):
         try:
             record = read_record(json.loads(data))
         except (ValueError, KeyError, TypeError):  # cut by a crash of the machine: written again
@@ -214,7 +216,7 @@ def attempt(partial: Path, name: str) -> Iterator[None]:
     mark = attempt_mark(partial, name)
     write_atomically(mark, b"")
     yield
-    with suppress(EnvironmentFailed), storage.failures(mark):
+    with suppress(EnvironmentFailed), failures(mark):
         storage.remove(mark)
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from datasets import storage
 from datasets.download import extract, fetch
 from datasets.errors import SourceError
-from datasets.source import Listing, Samples, file_stamp, read_file
+from datasets.source import Listing, Samples, read_file, read_files, stamps_of
 
 URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 MD5 = "97eceeb196236b17998738112f37df78"
@@ -31,10 +31,11 @@ class Cub200:
     @property
     def folder(self) -> Path:
         """`root/CUB_200_2011`, or the root itself where that is the official folder."""
-        return self.root if (self.root / "images.txt").is_file() else self.root / FOLDER
+        is_official = storage.kind(self.root / "images.txt") == "file"
+        return self.root if is_official else self.root / FOLDER
 
     def listing(self) -> Listing:
-        if not self.folder.is_dir():
+        if storage.kind(self.folder) != "directory":
             archive = fetch(URL, f"md5:{MD5}", self.root / "CUB_200_2011.tgz")
             extract(archive, FOLDER, self.root)
         classes = self._table("classes.txt")
@@ -64,7 +65,7 @@ class Cub200:
         """`1 rest of the line` -> {"1": "rest of the line"}, in the file's order."""
         path = self.folder / file
         try:
-            lines = path.read_text().splitlines()
+            lines = read_file(path).decode().splitlines()
             pairs = (line.split(maxsplit=1) for line in lines if line.strip())
             return {number: rest.strip() for number, rest in pairs}
         except OSError as err:
@@ -102,12 +103,10 @@ class Cub200:
             ) from err
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
-        folder = self.folder / "images"
-        return (read_file(folder / ref) for ref in refs)
+        return read_files(self.folder / "images", refs)
 
     def stamps(self, refs: Sequence[str]) -> list[str | None]:
-        folder = self.folder / "images"
-        return [file_stamp(os.path.join(folder, ref)) for ref in refs]
+        return stamps_of(self.folder / "images", refs)
 
 
 class Cub200Cropped(Cub200):

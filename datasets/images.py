@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datasets.errors import EnvironmentFailed, ImageError
+from datasets.quiet import pass_over_warnings
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,9 +51,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
 
     if not data:
         raise ImageError("empty file")
-    # Broken metadata does not make pixels unusable. `catch_warnings` is for one thread: of several,
-    # one restores what another has set, and all warnings of the process stay off.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
+    pass_over_warnings(r"PIL\.")  # broken metadata does not make pixels unusable
     try:
         with Image.open(io.BytesIO(data), formats=formats()) as image:
             check_pixels(image.width, image.height)

@@ -96,12 +96,12 @@ def to_table(split: str, samples: Samples, scan: Scan) -> pa.Table:
 
 def read_index(out: Path, job_sha256: str) -> dict[str, Entry]:
     """Sample id -> how it was when the output of that job was made; {} where there is no whole
-    index of just that."""
+    index of just that. Raises: EnvironmentFailed if the storage fails."""
     try:
         path = index_path(out, job_sha256)
         with (
-            storage.readable(path) as opened,
-            pq.ParquetFile(opened, page_checksum_verification=True) as file,
+            storage.for_arrow(path) as data,
+            pq.ParquetFile(data, page_checksum_verification=True) as file,
         ):
             table = file.read()
         found = table.schema.metadata or {}

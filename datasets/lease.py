@@ -19,6 +19,7 @@ from typing import Any
 
 from datasets import storage
 from datasets.errors import EnvironmentFailed, OutputBusy
+from datasets.storage_errors import failures
 
 FOLDER = ".lease"
 EXPIRES_S = 60.0  # after this long without a sign of its holder
@@ -86,7 +87,7 @@ class Lease:
     def __init__(self, out: Path) -> None:
         """Raises: OutputBusy if somebody else holds it; EnvironmentFailed if the storage fails."""
         self.out, self.is_lost, self.body = out, False, json.dumps(me()).encode()
-        with storage.failures(out):
+        with failures(out):
             numbers = lease_numbers(out)
             last = max(numbers, default=0)
             if last and not is_free(out, last):
@@ -102,7 +103,7 @@ class Lease:
 
     def _renew(self) -> None:
         while not self.over.wait(RENEW_S):
-            with suppress(EnvironmentFailed), storage.failures(self.out):
+            with suppress(EnvironmentFailed), failures(self.out):
                 self._renew_once()
 
     def _renew_once(self) -> None:
@@ -122,7 +123,7 @@ class Lease:
 
     def check(self) -> None:
         """Raises: OutputBusy if another run has taken over: this one gave no sign for long."""
-        with storage.failures(self.out):
+        with failures(self.out):
             if self.is_lost or not self._is_mine():
                 raise OutputBusy(
                     f"{self.out}: another run took over while this one stood still; run the same "
@@ -138,7 +139,7 @@ class Lease:
     def _give_back(self) -> None:
         self.over.set()
         self.thread.join()
-        with suppress(EnvironmentFailed), storage.failures(self.out):
+        with suppress(EnvironmentFailed), failures(self.out):
             if self._is_mine():
                 storage.remove(self.path)
 
@@ -157,7 +158,7 @@ def busy(out: Path) -> str:
 
 def refuse_if_leased(out: Path) -> None:
     """Raises: OutputBusy if another process holds it. Changes nothing."""
-    with storage.failures(out):
+    with failures(out):
         numbers = lease_numbers(out)
         if numbers and not is_free(out, numbers[-1]):
             raise OutputBusy(busy(out))

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from datasets import storage
 from datasets.errors import SourceError, first_line
 from datasets.folder import source_name, split_by_hash
 from datasets.labels import as_name, is_missing
 from datasets.source import Listing, Samples, read_files, stamps_of
-from datasets.storage import opened, readable
 
 PATH = ("path", "image", "file", "file_name", "filename")
 LABEL = ("label", "class")
@@ -78,7 +78,7 @@ class ListFile:
                 return self._parquet_columns()
             # utf-8-sig: spreadsheets put a byte order mark in front of the first column's name.
             with (
-                opened(self.file) as data,
+                storage.open_file(self.file) as data,
                 io.TextIOWrapper(data, encoding="utf-8-sig", newline="") as file,
             ):
                 reader = csv.DictReader(file, strict=True)
@@ -100,7 +100,7 @@ class ListFile:
         """The values of the columns that a list may have; no others are read."""
         import pyarrow.parquet as pq
 
-        with readable(self.file) as data, pq.ParquetFile(data) as file:
+        with storage.for_arrow(self.file) as data, pq.ParquetFile(data) as file:
             refuse_doubles(file.schema_arrow.names)
             if file.metadata.num_rows > MAX_ROWS:
                 raise ValueError(f"more than {MAX_ROWS:,} rows; split the list")

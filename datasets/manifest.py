@@ -114,7 +114,7 @@ def sha256_text(text: str) -> str:
 
 def sha256_file(path: Path) -> tuple[int, str]:
     """Size in bytes and hex digest."""
-    with storage.opened(path) as file:
+    with storage.open_file(path) as file:
         digest = hashlib.file_digest(file, "sha256")
         return file.tell(), digest.hexdigest()
 
@@ -122,7 +122,7 @@ def sha256_file(path: Path) -> tuple[int, str]:
 def crc32c_file(path: Path) -> tuple[int, int]:
     """Size in bytes and CRC-32C (Castagnoli, 1993)."""
     n_bytes = crc32c = 0
-    with storage.opened(path) as file:
+    with storage.open_file(path) as file:
         while data := file.read(READ_BYTES):
             n_bytes, crc32c = n_bytes + len(data), google_crc32c.extend(crc32c, data)
     return n_bytes, crc32c
@@ -178,7 +178,7 @@ def read_manifest(folder: Path) -> Manifest:
     if storage.kind(folder / SUCCESS) != "file":
         raise Damaged(f"{folder}: no {SUCCESS}; {mended(folder)}")
     try:
-        with storage.opened(path) as file:
+        with storage.open_file(path) as file:
             text = file.read().decode()
     except UnicodeDecodeError as err:
         raise Damaged(f"{path}: the manifest is damaged ({err.reason}); {mended(folder)}") from err

@@ -151,8 +151,8 @@ def read_schema(path: Path) -> Schema:
     Raises: Damaged if the file is not such a shard.
     """
     try:
-        with storage.readable(path) as opened:
-            found = pq.read_schema(opened)
+        with storage.for_arrow(path) as data:
+            found = pq.read_schema(data)
         image = {k.decode(): v.decode() for k, v in found.field(0).metadata.items()}
         features = json.loads(found.metadata[b"huggingface"])["info"]["features"]
         encoding: Encoding = image["encoding"]
@@ -175,7 +175,7 @@ def read_schema(path: Path) -> Schema:
 def read(path: Path) -> Iterator[Rows]:
     """The rows of a shard, a row group at a time, each of one copy."""
     schema = read_schema(path)
-    with storage.readable(path) as opened, pq.ParquetFile(opened) as file:
+    with storage.for_arrow(path) as data, pq.ParquetFile(data) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             yield Rows(
@@ -194,7 +194,7 @@ def read_copy(
     """The images of one copy of a shard, a row group at a time, as `Rows` has them. No other copy
     is read; the span is for TFRecord, where no statistics say what lies where."""
     schema = read_schema(path)
-    with storage.readable(path) as opened, pq.ParquetFile(opened) as file:
+    with storage.for_arrow(path) as data, pq.ParquetFile(data) as file:
         columns = [file.schema.column(i).path for i in range(len(file.schema))]
         place = columns.index("copy")
         for group in range(file.num_row_groups):
@@ -222,7 +222,7 @@ def read_columns(
     """The named columns of a shard, or with None all but the images; the span is for TFRecord,
     where columns do not lie apart."""
     try:
-        with storage.readable(path) as opened, pq.ParquetFile(opened) as file:
+        with storage.for_arrow(path) as data, pq.ParquetFile(data) as file:
             every = [n for n in file.schema_arrow.names if n not in (IMAGE, FEATURES)]
             return file.read(names or every)
     except (pa.ArrowException, OSError) as err:

@@ -18,6 +18,7 @@ from datasets.fingerprint import read_each
 from datasets.folder import source_name
 from datasets.images import opened
 from datasets.labels import as_number, names_in
+from datasets.many_files import read_ranges
 from datasets.source import Listing, Samples, read_file
 
 IMAGE = ("image", "img")
@@ -181,7 +182,7 @@ class Shards:
         columns = self.columns
         wanted = [columns.label, *(["sample_id", "copy"] if columns.has_origin else [])]
         try:
-            with storage.readable(path) as data, pq.ParquetFile(data) as file:
+            with storage.for_arrow(path) as data, pq.ParquetFile(data) as file:
                 for name in (columns.image, *wanted):
                     if name not in file.schema_arrow.names:
                         raise SourceError(f"{path}: no column {name!r}, which {self.first} has")
@@ -204,7 +205,7 @@ class Shards:
         import pyarrow.parquet as pq
 
         try:
-            with storage.readable(self.first) as data:
+            with storage.for_arrow(self.first) as data:
                 found = pq.read_schema(data)
         except (pa.ArrowException, OSError) as err:
             raise SourceError(f"{self.first}: not a Parquet file: {err}") from err
@@ -281,9 +282,14 @@ class Shards:
         return self._read_parquet(refs) if self.is_parquet else self._read_tfrecord(refs)
 
     def _read_tfrecord(self, refs: Sequence[tuple[str, int, int]]) -> Iterator[np.ndarray | bytes]:
+        from google.protobuf.message import DecodeError
+
         make, shape = tfrecord.example_class(), self.raw_shape
-        for (_, offset, length), record in zip(refs, storage.read_ranges(refs), strict=True):
-            image = tfrecord.Stored(offset, length, make.FromString(record)).one("image")
+        for (_, offset, length), record in zip(refs, read_ranges(refs), strict=True):
+            try:
+                image = tfrecord.Stored(offset, length, make.FromString(record)).one("image")
+            except DecodeError as err:  # another file since it was listed
+                raise OSError("its record cannot be read") from err
             yield as_pixels(image, shape) if shape else image
 
     def _read_parquet(self, refs: Sequence[tuple[str, int, int]]) -> Iterator[np.ndarray | bytes]:
@@ -312,7 +318,7 @@ class Shards:
         found: dict[int, Any] = {}
         row = n_bytes = 0
         try:
-            with storage.readable(storage.place(path)) as data, pq.ParquetFile(data) as file:
+            with storage.for_arrow(storage.place(path)) as data, pq.ParquetFile(data) as file:
                 for batch in file.iter_batches(BATCH, [group], [self.columns.image]):
                     for i in range(len(batch)):
                         if row + i in rows:

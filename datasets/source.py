@@ -18,6 +18,8 @@ import numpy as np
 
 from datasets import storage
 from datasets.errors import SourceError
+from datasets.many_files import read_all
+from datasets.storage_errors import failures
 
 KEY_BITS = 64
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # line breaks among them
@@ -177,13 +179,13 @@ def read_file(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
       (a pipe or a device may never end) or is larger than `most` bytes; EnvironmentFailed if its
       storage fails.
     """
-    with storage.failures(path):
+    with failures(path):
         found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
     if found.st_size > most:
         raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, at most {most:,} are read")
-    with storage.opened(path) as file:
+    with storage.open_file(path) as file:
         return file.read(found.st_size)  # no more, even if it grows
 
 
@@ -193,7 +195,7 @@ def read_files(folder: Path, refs: Sequence[str]) -> Iterator[bytes]:
     Raises: OSError as `read_file` does, at the turn of the one that cannot be read.
     """
     if storage.is_object(folder):
-        return storage.read_all(folder, refs)
+        return read_all(folder, refs)
     return (read_file(folder / ref) for ref in refs)
 
 

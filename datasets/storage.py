@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from io import BufferedReader
@@ -21,19 +21,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from datasets.errors import EnvironmentFailed, StorageRefused, UserError, first_line
+from datasets.errors import UserError, first_line
+from datasets.storage_errors import failures, hide_credentials
 
 URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<whole>/?).*", re.S)
 SCHEMES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}  # and the package of each
-LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure")
-# Of S3: codes of answers, and errors of its library, that the same request would get again. Not
-# here: clocks that differ and tokens that have expired, which a later run may find mended.
-REFUSALS = {
-    *("AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"),
-    *("InvalidBucketName", "NoSuchBucket"),
-    *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"),
-}
-READ_AT_ONCE = 64  # objects; each request takes 10 to 100 ms, whatever its size
 
 
 def place(text: str | Path) -> Path:
@@ -78,10 +70,6 @@ def place(text: str | Path) -> Path:
     return found
 
 
-def hide_credentials(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", url)
-
-
 def is_object(path: Path) -> bool:
     """Whether it is a place in object storage."""
     return not isinstance(path, Path)
@@ -95,44 +83,6 @@ def file_system(path: Path) -> Any:
 def key(path: Path) -> str:
     """How the storage itself calls it: bucket and key, without the scheme."""
     return path.path.rstrip("/")  # type: ignore[attr-defined]
-
-
-def failure(what: Path | str, err: BaseException) -> EnvironmentFailed | None:
-    """What to tell the user where the error, or its cause, is one of a storage's library."""
-    cause: BaseException | None = err
-    while cause is not None and type(cause).__module__.split(".")[0] not in LIBRARIES:
-        cause = cause.__cause__
-    if not isinstance(cause, Exception):
-        return None
-    told = hide_credentials(first_line(cause))
-    answer = getattr(cause, "response", None)
-    code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
-    if REFUSALS & {type(cause).__name__, code}:
-        return StorageRefused(
-            f"{what}: the storage refuses it: {told}; mend the URL, or the address or credentials "
-            "in the environment"
-        )
-    return EnvironmentFailed(
-        f"{what}: the storage fails: {told}; look at its address and credentials in the "
-        "environment, and run the same command again"
-    )
-
-
-@contextmanager
-def failures(what: Path | str) -> Iterator[None]:
-    """Raises: EnvironmentFailed where the storage does not answer; StorageRefused, which is one of
-    these, where it does not allow it. That something is not there is the FileNotFoundError it was.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as err:
-        told = failure(what, err)
-        is_absent = isinstance(err, FileNotFoundError) and not isinstance(told, StorageRefused)
-        if told is None or is_absent:
-            raise
-        raise told from err
 
 
 def kind(path: Path) -> str:
@@ -151,22 +101,29 @@ def create(path: Path, data: bytes) -> bool:
     It is the only operation on which two runs can meet, and needs a storage that heeds conditions
     (`If-None-Match`): S3, Google's and Azure's do.
     """
-    with suppress(FileExistsError):  # perhaps by a first try whose answer was lost
-        file_system(path).pipe_file(key(path), data, mode="create")
-    return path.read_bytes() == data
+    with failures(path):
+        with suppress(FileExistsError):  # perhaps by a first try whose answer was lost
+            file_system(path).pipe_file(key(path), data, mode="create")
+        return path.read_bytes() == data
 
 
 def files_below(folder: Path) -> dict[str, int]:
     """Relative name -> bytes of every file below the folder, hidden ones included."""
     if is_object(folder):
-        start = key(folder) + "/"
-        found = file_system(folder).find(start, detail=True).items()
-        return {name.removeprefix(start): int(info["size"]) for name, info in found}
+        return {name: int(info["size"]) for name, info in objects_below(folder)}
     return {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in sorted(walk(folder) if folder.is_dir() else ())
         if path.is_file()
     }
+
+
+def objects_below(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Relative name and what the storage says of every object below."""
+    start = key(folder) + "/"
+    with failures(folder):
+        found = file_system(folder).find(start, detail=True)
+    return [(name.removeprefix(start), info) for name, info in found.items()]
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -183,10 +140,10 @@ def walk(folder: Path) -> Iterator[Path]:
 
 def tags_below(folder: Path) -> dict[str, str]:
     """Relative name -> size and ETag of every object below; not of those that have no ETag."""
-    start = key(folder) + "/"
-    found = file_system(folder).find(start, detail=True).items()
-    tags = ((name, info.get("ETag") or info.get("etag"), info["size"]) for name, info in found)
-    return {name.removeprefix(start): f"{size} {tag}" for name, tag, size in tags if tag}
+    tags = (
+        (n, info["size"], info.get("ETag") or info.get("etag")) for n, info in objects_below(folder)
+    )
+    return {name: f"{size} {tag}" for name, size, tag in tags if tag}
 
 
 def copy(path: Path, to: Path) -> None:
@@ -219,58 +176,8 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def read_all(folder: Path, names: Sequence[str]) -> Iterator[bytes]:
-    """The files of those names below the folder, in their order; objects many at a time.
-
-    Raises: OSError at the turn of one that is not there or must not be read; EnvironmentFailed if
-      the storage fails, which says nothing about that one.
-    """
-    if not is_object(folder):
-        yield from ((folder / name).read_bytes() for name in names)
-        return
-    paths, whole = [f"{key(folder)}/{name}" for name in names], [None] * len(names)
-    yield from fetch(file_system(folder), paths, whole, whole)
-
-
-def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
-    """The bytes of each (path or URL, offset, length), all in one storage, in their order; of
-    objects many at a time.
-
-    Raises: as `read_all`.
-    """
-    places = {path: place(path) for path, *_ in ranges}
-    if not any(map(is_object, places.values())):
-        for path, offset, length in ranges:
-            with places[path].open("rb") as file:
-                file.seek(offset)
-                yield file.read(length)
-        return
-    paths = [key(places[path]) for path, *_ in ranges]
-    starts = [offset for _, offset, _ in ranges]
-    ends = [offset + length for _, offset, length in ranges]
-    yield from fetch(file_system(places[ranges[0][0]]), paths, starts, ends)
-
-
-def fetch(
-    files: Any, paths: list[str], starts: Sequence[int | None], ends: Sequence[int | None]
-) -> Iterator[bytes]:
-    """The bytes from start to end of each object, as `read_all` gives and raises."""
-    for first in range(0, len(paths), READ_AT_ONCE):
-        some = slice(first, first + READ_AT_ONCE)
-        # `cat` would take `*` and `[` in names for patterns.
-        found = files.cat_ranges(paths[some], starts[some], ends[some], on_error="return")
-        for path, data in zip(paths[some], found, strict=True):
-            if isinstance(data, FileNotFoundError | PermissionError):
-                why = "no such object" if isinstance(data, FileNotFoundError) else "not allowed"
-                raise type(data)(data.errno or 0, why)
-            if isinstance(data, BaseException):
-                with failures(files.unstrip_protocol(path)):
-                    raise data
-            yield data
-
-
 @contextmanager
-def opened(path: Path) -> Iterator[BufferedReader]:
+def open_file(path: Path) -> Iterator[BufferedReader]:
     """The file, open for reading; what the block meets of its storage is raised as by `failures`,
     so that nobody takes it for something about the file."""
     with failures(path), path.open("rb") as file:
@@ -278,12 +185,12 @@ def opened(path: Path) -> Iterator[BufferedReader]:
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[Any]:
-    """What pyarrow reads from: the path, or an object that is `opened`."""
+def for_arrow(path: Path) -> Iterator[Any]:
+    """What pyarrow reads from: the path, or an object that is open."""
     if not is_object(path):
         yield path
         return
-    with opened(path) as file:
+    with open_file(path) as file:
         yield file
 
 
@@ -346,7 +253,7 @@ def put(file: BinaryIO, path: Path) -> None:
 def remove(path: Path) -> None:
     """Removes a file, or a folder with all that is in it, if it is there."""
     if is_object(path):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), failures(path):
             file_system(path).rm(key(path), recursive=True)
     elif path.is_dir():
         shutil.rmtree(path)

@@ -144,13 +144,14 @@ def records(path: Path, span: tuple[int, int] | None = None) -> Iterator[Stored]
     Raises: Damaged where a byte is not as it was written, or there is no file.
     """
     try:
-        with storage.opened(path) as file:
+        with storage.open_file(path) as file:
             yield from records_of(file, path, span or (0, file.seek(0, os.SEEK_END)))
     except FileNotFoundError as err:
         raise Damaged(f"{path}: there is no such file") from err
 
 
 def records_of(file: BinaryIO, path: Path, span: tuple[int, int]) -> Iterator[Stored]:
+    """What `records` gives, and raises of damage, of the open file."""
     from google.protobuf.message import DecodeError
 
     make = example_class()

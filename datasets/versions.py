@@ -24,6 +24,7 @@ from datasets.errors import Damaged, OutputBusy, OutputError
 from datasets.lease import modified
 from datasets.manifest import LATEST, SUCCESS, VERSION, is_output
 from datasets.schema import canonical_json
+from datasets.storage_errors import failures
 
 POINTERS = "_versions"
 # Nobody can tell who reads from object storage: what was replaced stays for this long.
@@ -48,7 +49,7 @@ def read_pointer(out: Path, number: int) -> str:
     """The version that it names. Raises: Damaged if it names none."""
     path = pointer_file(out, number)
     try:
-        with storage.opened(path) as file:
+        with storage.open_file(path) as file:
             version = json.load(file)["version"]
         if not VERSION.fullmatch(version):
             raise ValueError(version)
@@ -214,7 +215,7 @@ def open_version(folder: Path) -> tuple[Path, int | None]:
 @contextmanager
 def reading(folder: Path) -> Iterator[Path]:
     """The output to read at `folder`, which stays whole until the block ends."""
-    with storage.failures(folder):
+    with failures(folder):
         found, handle = open_version(folder)
         try:
             yield found

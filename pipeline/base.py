@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.blocks import block_of
-from datasets.errors import UserError
+from datasets.errors import EnvironmentFailed, UserError
 from datasets.fingerprint import Scan
 from datasets.formats import FORMATS
 from datasets.index import Entry, read_index
@@ -50,9 +50,11 @@ class Carried:
 
 def read_base(folder: Path) -> Base | None:
     """The output that stands there, and its index, if it has one; None where there is no whole
-    output."""
+    output. Raises: EnvironmentFailed if the storage fails, which may have one."""
     try:
         manifest = read_manifest(folder)
+    except EnvironmentFailed:
+        raise
     except UserError:
         return None
     return Base(folder, manifest, read_index(folder, manifest.job_sha256))

@@ -21,6 +21,7 @@ from datasets.errors import Damaged, EnvironmentFailed
 from datasets.formats import FORMATS
 from datasets.manifest import Record, crc32c_file
 from datasets.schema import Rows
+from datasets.storage_errors import failures
 from pipeline.base import Carried
 from pipeline.shard import (
     HashingFile,
@@ -54,7 +55,7 @@ def make_shard(task: Task) -> Made:
     Raises: what `write_shard` does.
     """
     started = time.monotonic()
-    with storage.failures(task.folder):
+    with failures(task.folder):
         made = make(task)
     worker = f"{os.uname().nodename}:{os.getpid()}"
     return replace(made, worker=worker, seconds=time.monotonic() - started)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import storage
 from datasets.errors import EnvironmentFailed, UserError, first_line
+from datasets.storage_errors import failures
 from pipeline.job import environment, software
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def how_to_share(place: Path | None) -> str:
 def look(shared: Path | None) -> tuple[dict[str, str], bytes | None]:
     """What the process that runs this has, and what it finds in the file."""
     try:
-        with storage.failures(shared or ""):
+        with failures(shared or ""):
             return environment(), None if shared is None else shared.read_bytes()
     except (OSError, EnvironmentFailed):
         return environment(), None

@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from datasets.errors import PolicyError, first_line
+from datasets.quiet import pass_over_warnings
 from datasets.source import read_file
 from pipeline.rng import op_number, words
 
 PREFIX = "albumentations."
 MAX_FILE_BYTES, MAX_VALUES = 100_000, 10_000  # of a saved policy, whose text has 10,000 characters
+# Modules of which a transform's warnings are said to be: NumPy's too, and this one, which calls it.
+OF_LIBRARY = r"(albumentations|albucore|numpy|pipeline\.library_ops)\b"
 MAX_RECORDED = 64  # numbers of one parameter that the `library_ops` column still writes out
 
 
@@ -226,8 +229,7 @@ def run_one(
     if has_params:
         transform.params = {}  # an earlier call's parameters are not this one's
     grey = image.ndim == 2
-    # Its own, and those it lays at our door; not by `catch_warnings`, which is for one thread.
-    warnings.filterwarnings("ignore", module=r"(albumentations|albucore|pipeline\.library_ops)\b")
+    pass_over_warnings(OF_LIBRARY)
     try:
         result = transform(image=image[..., None] if grey else image)["image"]
     except Exception as err:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datasets import storage, tfrecord
 from datasets.commit import RECORDS, RUN, commit, partial_folder, seal
-from datasets.errors import EnvironmentFailed, OutputError
+from datasets.errors import EnvironmentFailed, OutputError, first_line
 from datasets.index import index_path, indexes, write_index
 from datasets.manifest import Manifest, Record
 from datasets.schema import canonical_json
@@ -38,13 +38,14 @@ def prepare_partial(out: Path, job: Job) -> None:
     try:
         if not storage.is_object(partial):  # where folders are what their objects make them
             (partial / RECORDS).mkdir(parents=True, exist_ok=True)
-        if not (partial / RUN).exists():
+        if storage.kind(partial / RUN) != "file":
             write_atomically(partial / RUN, text.encode())
     except OSError as err:
         raise EnvironmentFailed(
             f"{partial.parent}: cannot be written ({err.strerror}); choose another --out"
         ) from err
-    before = (partial / RUN).read_text()
+    with storage.open_file(partial / RUN) as file:
+        before = file.read().decode()
     if before != text:
         changed = differences(json.loads(before), run_file)
         raise OutputError(
@@ -137,6 +138,6 @@ def save_index(plan: Plan, report: Report) -> None:
     would be made anew next time, an index without its output is passed over."""
     try:
         write_index(plan.folder, plan.job_sha256, plan.samples, plan.scans)
-    except OSError as err:  # the output matters more
+    except (OSError, EnvironmentFailed) as err:  # the output matters more
         path = index_path(plan.folder, plan.job_sha256)
-        report.say(f"{path}: cannot be written ({err.strerror})", event="warning")
+        report.say(f"{path}: cannot be written ({first_line(err)})", event="warning")

@@ -14,7 +14,7 @@ from math import inf
 from multiprocessing import forkserver, get_context, resource_tracker
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, TypeVar
 
 from datasets.errors import EnvironmentFailed, first_line
@@ -43,7 +43,7 @@ LOOK_EVERY_S = 5.0  # for threads that came or went
 def start(n_workers: int, scheduler: str | None, stack: ExitStack) -> Callable[[], Client]:
     """Begins to connect, in a thread; what it gives waits for the client, and raises what `connect`
     does. The connection, and the local processes, end with the stack."""
-    inside = ExitStack()
+    inside, is_over = ExitStack(), Event()
     connected: Future[Client] = Future()
 
     def begin() -> None:
@@ -51,10 +51,13 @@ def start(n_workers: int, scheduler: str | None, stack: ExitStack) -> Callable[[
             connected.set_result(connect(n_workers, scheduler, inside))
         except BaseException as err:
             connected.set_exception(err)
+        if is_over.is_set():
+            inside.close()
 
     def close() -> None:
-        if scheduler is None:  # its processes must be ended; one that runs may never answer
-            wait([connected])
+        is_over.set()
+        # Local processes must be ended; a scheduler may not answer for much longer.
+        wait([connected], None if scheduler is None else CLOSE_S)
         inside.close()
 
     Thread(target=begin, daemon=True).start()

@@ -107,9 +107,10 @@ def moto(root: Path) -> Iterator[Server]:
 class Faulty(ThreadingHTTPServer):
     """Stands before a server and hands requests on; what `fault` says of one is done to it.
 
-    fault: (method, path) -> None, `error` (answered with 503), `drop` (the connection is closed) or
-      `late` (answered after a second); called in the threads of the requests. It may also do
-      something itself, such as killing the client: then the request is handed on all the same.
+    fault: (method, path) -> None, `error` (answered with 503), `expired` (with 400, as where a
+      token has), `drop` (the connection is closed) or `late` (answered after a second); called in
+      the threads of the requests. It may also do something itself, such as killing the client:
+      then the request is handed on all the same.
     """
 
     daemon_threads = True
@@ -151,6 +152,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         if told == "error":
             self.answer(503, {}, b"")
+            return
+        if told == "expired":
+            self.answer(
+                400, {}, b"<Error><Code>ExpiredToken</Code><Message>expired</Message></Error>"
+            )
             return
         if told == "late":
             time.sleep(1)

@@ -128,6 +128,15 @@ def test_a_stop_does_not_wait_for_a_scheduler_that_says_nothing(tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mistake_is_told_in_one_line_while_a_scheduler_says_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        wrong = ("--encoding", "raw", "--quality", 50, "--out", tmp_path / "out")
+        said = run(*JOB, "--scheduler", address, *wrong, code=2).stderr
+    assert said.startswith("pipeline: --quality 50")
+    assert len(said.splitlines()) == 1
+
+
 def test_a_cluster_without_workers_is_told_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

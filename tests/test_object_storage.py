@@ -17,6 +17,7 @@ import pytest
 from datasets.versions import POINTERS
 from tests.object_storage import KEY, SECRET, Faulty, Server, moto, rclone
 from tests.running import PIPELINE, run, start, tree_hash, write_photos
+from tests.test_sources import write_cub200
 
 JOB = ("augment", "--copies", 2, "--image-size", 24, "--encoding", "png")
 JOB += ("--block-samples", 16, "--max-bad", 0.1)
@@ -107,6 +108,18 @@ def test_shards_and_lists_in_object_storage_are_sources_too(
     run("preview", f"s3://data/{place}/parquet", "--out", sheet, env=server.env)
     assert sheet.stat().st_size
     assert "shift_x_px" in run("inspect", f"s3://data/{place}/tfrecord", env=server.env).stdout
+
+
+def test_the_official_folder_of_cub200_is_read_from_object_storage(
+    server: Server, place: str, tmp_path: Path
+) -> None:
+    folder, out = write_cub200(tmp_path / "birds"), tmp_path / "out"
+    server.files().put(str(folder), f"data/{place}/birds", recursive=True)
+    job = ("augment", "--copies", 1, "--image-size", 24, "--workers", 0)
+    run(*job, "--dataset", folder, "--out", out)
+    there = ("--dataset", f"s3://data/{place}/birds", "--out", f"s3://data/{place}/out")
+    run(*job, *there, env=server.env)
+    assert tree_hash(latest(server.root / "data" / place / "out")) == tree_hash(out)
 
 
 @pytest.mark.slow
@@ -281,27 +294,34 @@ def sources(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "asked", "nth"),
+    ("words", "asked", "nth", "told"),
     [
-        (("augment", "--dataset", "s3://data/photos"), r"prefix=photos%2F&delimiter=%2F&e", 13),
-        (("augment", "--dataset", "s3://data/photos.csv"), r"GET .*/photos\.csv", 1),
-        (("augment", "--dataset", "s3://data/parquet"), r"GET .*/parquet/.*-00003-of", 1),
-        (("augment", "--dataset", "s3://data/tfrecord"), r"GET .*/tfrecord/.*-00003-of", 5),
-        (("verify", "s3://data/parquet", "--deep"), r"GET .*/parquet/.*-00003-of", 3),
-        (("verify", "s3://data/tfrecord", "--deep"), r"GET .*/tfrecord/.*features\.json", 2),
+        (("augment", "--dataset", "s3://data/photos"), r"prefix=photos%2F&delim.*&e", 13, "error"),
+        (("augment", "--dataset", "s3://data/photos"), r"GET .*/dog/.*\.png", 1, "expired"),
+        (("augment", "--dataset", "s3://data/photos.csv"), r"GET .*/photos\.csv", 1, "error"),
+        (("augment", "--dataset", "s3://data/parquet"), r"GET .*/parquet/.*-00003-of", 1, "error"),
+        (("augment", "--dataset", "s3://data/tfrecord"), r"GET .*/tfrecord/.*-00003", 5, "expired"),
+        (("verify", "s3://data/parquet", "--deep"), r"GET .*/parquet/.*-00003-of", 3, "error"),
+        (("verify", "s3://data/tfrecord", "--deep"), r"GET .*/tfrecord/.*features", 2, "error"),
     ],
 )
 def test_a_storage_that_fails_is_nobodys_mistake(
-    server: Server, place: str, sources: None, words: tuple[str, ...], asked: str, nth: int
+    server: Server,
+    place: str,
+    sources: None,
+    words: tuple[str, ...],
+    asked: str,
+    nth: int,
+    told: str,
 ) -> None:
     """Neither of the user, who would be told to mend the folder, nor of the file, which would be
-    called damaged. It fails from the nth such request on."""
+    called damaged or left out. It fails from the nth such request on."""
     matched = 0
 
     def fault(method: str, path: str) -> str | None:
         nonlocal matched
         matched += re.search(asked, f"{method} {path}") is not None
-        return "error" if matched >= nth else None
+        return told if matched >= nth else None
 
     out = ("--out", f"s3://data/{place}/out", "--workers", 0) if words[0] == "augment" else ()
     with Faulty(server, fault) as proxy:
@@ -401,7 +421,8 @@ def test_what_is_wrong_with_a_place_is_told_in_one_line(
 def test_a_bucket_that_does_not_exist_is_no_place_for_an_output(server: Server) -> None:
     job = ("augment", "--limit", 40, "--workers", 0, "--out", "s3://nowhere/out")
     (line,) = run(*job, code=2, env=server.env).stderr.splitlines()
-    assert line.startswith("pipeline: s3://nowhere/out: the storage refuses it: ")
+    assert line.startswith("pipeline: s3://nowhere/out")
+    assert "the storage refuses it: " in line
     assert "bucket does not exist" in line
 
 
@@ -413,6 +434,14 @@ def test_credentials_are_in_no_file_and_no_log(server: Server, place: str) -> No
     for word in (KEY, SECRET):
         assert word not in result.stderr + result.stdout
         assert word.encode() not in found
+
+
+def test_clean_leaves_nothing_of_a_run_that_was_not_committed(server: Server, place: str) -> None:
+    out = f"s3://data/{place}/out"
+    run(*command(out, "--workers", 0, "--max-bad", 0), code=3, env=server.env)
+    assert tree_hash(server.root / "data" / place / "out")
+    run("clean", out, env=server.env)
+    assert not tree_hash(server.root / "data" / place / "out")
 
 
 def test_parts_of_uploads_that_a_killed_run_left_are_ended(server: Server, place: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from datasets.catalog import open_source
 from datasets.errors import SourceError
+from datasets.fingerprint import read_each
 from datasets.images import decode
 from datasets.manifest import read_manifest
 from datasets.source import Listing, Source, check_listing
@@ -85,6 +86,21 @@ def test_every_copy_is_a_sample_where_our_shards_hold_no_originals(
     assert set(listing.splits["train"].ids) == {f"{name}@{i}" for name in names for i in (1, 2)}
     assert names <= set(digits.splits["train"].ids)
     assert set(listing.splits["test"].ids) <= set(digits.splits["test"].ids)
+
+
+@pytest.mark.parametrize("format", ["parquet", "tfrecord"])
+def test_shards_that_are_others_since_they_were_listed_cannot_be_read(
+    tmp_path: Path, format: str
+) -> None:
+    job = ("augment", "--limit", 6, "--copies", 1, "--workers", 0, "--format", format)
+    run(*job, "--out", tmp_path / "out")
+    source, listing = opened(tmp_path / "out")
+    refs = listing.splits["train"].refs
+    for path in (tmp_path / "out").glob("*train*-of-*"):
+        path.write_bytes(b"\xff" * path.stat().st_size)
+    found = list(read_each(source, refs))
+    assert len(found) == len(refs)
+    assert all(isinstance(data, OSError) for data in found)
 
 
 @pytest.mark.parametrize("format", ["parquet", "tfrecord"])
