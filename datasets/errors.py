@@ -105,7 +105,7 @@ def impossible_path(err: Exception) -> UserError | None:
     return None
 
 
-def first_line(err: Exception) -> str:
+def first_line(err: BaseException) -> str:
     """What another library says of an error, in one line without its full stop."""
     return (str(err).splitlines() or [type(err).__name__])[0].rstrip(" .;:")
 

@@ -73,6 +73,6 @@ def fetch(
     # `cat` would take `*` and `[` in names for patterns.
     found = files.cat_ranges(list(keys), list(starts), list(ends), on_error="return")
     for url, data in zip(urls, found, strict=True):
-        if isinstance(data, Exception):
+        if isinstance(data, BaseException):
             raise of_one_object(data) or failed(url, cause_of(data) or data) from data
         yield data

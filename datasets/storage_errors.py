@@ -29,12 +29,12 @@ def hide_credentials(url: str) -> str:
     return re.sub(r"//[^/@]*@", "//***@", url)
 
 
-def cause_of(err: BaseException) -> Exception | None:
+def cause_of(err: BaseException) -> BaseException | None:
     """The error of a storage's library that it is, or that is behind it."""
     cause: BaseException | None = err
     while cause is not None and not f"{type(cause).__module__}.".startswith(LIBRARIES):
         cause = cause.__cause__
-    return cause if isinstance(cause, Exception) else None
+    return cause
 
 
 def code_of(err: BaseException) -> str | None:
@@ -49,7 +49,7 @@ def failure(what: Path | str, err: BaseException) -> EnvironmentFailed | None:
     return None if cause is None else failed(what, cause)
 
 
-def failed(what: Path | str, err: Exception) -> EnvironmentFailed:
+def failed(what: Path | str, err: BaseException) -> EnvironmentFailed:
     told = hide_credentials(first_line(err))
     if REFUSALS & {type(err).__name__, code_of(err)}:
         return StorageRefused(
@@ -79,7 +79,7 @@ def failures(what: Path | str) -> Iterator[None]:
         raise told from err
 
 
-def of_one_object(err: Exception) -> OSError | None:
+def of_one_object(err: BaseException) -> OSError | None:
     """The error of a file for what the storage says of that object alone, if it does."""
     code = code_of(err)
     if isinstance(err, FileNotFoundError) and code != "NoSuchBucket":
