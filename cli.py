@@ -9,6 +9,8 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from threading import Timer
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -477,7 +479,12 @@ class Stopped(SystemExit):
     """A signal has asked for the end; its code is 128 and the signal."""
 
 
-def stop(signum: int, frame: object) -> NoReturn:
+def stop(signum: int, frame: FrameType | None) -> None:
+    if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+        # Raised there, it could leave the lock of all imports held, and a thread that imports would
+        # wait for it without end: so once more, in a moment.
+        Timer(0.01, os.kill, (os.getpid(), signum)).start()
+        return
     raise Stopped(128 + signum)
 
 

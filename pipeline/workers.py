@@ -32,6 +32,7 @@ ALLOWED_DEATHS = 10
 # A local worker that has not moved for so long (stopped, or in swap) is started anew.
 STILL_S = 60
 CONNECT_S = 10
+CONNECTS_WITHIN_S = 2.5  # where a run ends meanwhile: a scheduler may not answer for much longer
 CLOSE_S = 1.5  # Dask waits 0.8 of it for what a local worker is doing, and then kills it
 # What Dask holds at a time, a few for each thread, however many tasks there are.
 MIN_WAITING, WAITING_A_THREAD = 64, 4
@@ -48,20 +49,22 @@ def start(n_workers: int, scheduler: str | None, stack: ExitStack) -> Callable[[
 
     def begin() -> None:
         try:
-            connected.set_result(connect(n_workers, scheduler, inside))
+            client = connect(n_workers, scheduler, inside)
+            if is_over.is_set():  # who waited may have gone on
+                inside.close()
+            connected.set_result(client)
         except BaseException as err:
             connected.set_exception(err)
-        if is_over.is_set():
-            inside.close()
 
     def close() -> None:
         is_over.set()
-        # Local processes must be ended; a scheduler may not answer for much longer.
-        wait([connected], None if scheduler is None else CLOSE_S)
-        inside.close()
+        wait([connected], CONNECTS_WITHIN_S)
+        if connected.done():
+            inside.close()
 
-    Thread(target=begin, daemon=True).start()
     stack.callback(close)
+    # The end of this process does not wait for it; local workers end with this process anyway.
+    Thread(target=begin, daemon=True).start()
     return connected.result
 
 

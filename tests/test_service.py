@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.history import append_line, read_lines
-from tests.running import PIPELINE, run, tree_hash
+from tests.running import PIPELINE, run, run_script, tree_hash
 
 SHORT = {"limit": 40, "copies": 1, "workers": 0}
 LONG = {"copies": 60_000, "workers": 0}  # minutes
@@ -215,6 +215,32 @@ def test_metrics_tell_the_last_run_and_keep_the_last_success(tmp_path: Path) -> 
     assert bad["pipeline_last_run_exit_code"] == 2
     assert bad["pipeline_last_success_timestamp_seconds"] == end
     assert "pipeline_step_rows1" not in bad
+
+
+def test_a_stop_never_leaves_the_lock_of_imports_held() -> None:
+    """In Python's own code of imports, which is told by its name, a stop is put off."""
+    run_script("""
+import signal, threading
+import cli
+
+within = compile('''
+import os, signal
+os.kill(os.getpid(), signal.SIGTERM)
+for _ in range(1000):
+    pass
+is_over = True
+''', "<frozen importlib._bootstrap>", "exec")
+signal.signal(signal.SIGTERM, cli.stop)
+names = {}
+exec(within, names)
+assert names["is_over"]
+try:
+    threading.Event().wait(60)
+except cli.Stopped as err:
+    assert err.code == 143
+else:
+    raise AssertionError("the signal was lost")
+""")
 
 
 @pytest.mark.parametrize(
