@@ -480,6 +480,7 @@ class Stopped(SystemExit):
 
 
 def stop(signum: int, frame: FrameType | None) -> None:
+    """Raises: Stopped, as soon as it may be."""
     if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
         # Raised there, it could leave the lock of all imports held, and a thread that imports would
         # wait for it without end: so once more, in a moment.

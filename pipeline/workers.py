@@ -43,7 +43,8 @@ LOOK_EVERY_S = 5.0  # for threads that came or went
 
 def start(n_workers: int, scheduler: str | None, stack: ExitStack) -> Callable[[], Client]:
     """Begins to connect, in a thread; what it gives waits for the client, and raises what `connect`
-    does. The connection, and the local processes, end with the stack."""
+    does. The connection, and the local processes, end with the stack, or soon after it where they
+    are not there yet."""
     inside, is_over = ExitStack(), Event()
     connected: Future[Client] = Future()
 
