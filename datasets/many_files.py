@@ -52,7 +52,7 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
 def in_batches(
     ranges: Sequence[tuple[str, int, int]],
 ) -> Iterator[Sequence[tuple[str, int, int]]]:
-    """As many as are read at once, whichever limit they meet first."""
+    """As many ranges (not none) as are read at once, whichever limit they meet first."""
     first = n_bytes = 0
     for i, (*_, length) in enumerate(ranges):
         if i > first and (i - first == READ_AT_ONCE or n_bytes + length > BYTES_AT_ONCE):

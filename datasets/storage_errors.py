@@ -26,6 +26,7 @@ NOT_ALLOWED, TOO_SHORT = ("AccessDenied", "403"), ("InvalidRange", "416")
 
 
 def hide_credentials(url: str) -> str:
+    """The text with `***` for what stands before an `@` in the URLs in it."""
     return re.sub(r"//[^/@]*@", "//***@", url)
 
 
@@ -50,6 +51,7 @@ def failure(what: Path | str, err: BaseException) -> EnvironmentFailed | None:
 
 
 def failed(what: Path | str, err: BaseException) -> EnvironmentFailed:
+    """What to tell the user of that place: StorageRefused where no new try would mend it."""
     told = hide_credentials(first_line(err))
     if REFUSALS & {type(err).__name__, code_of(err)}:
         return StorageRefused(

@@ -421,8 +421,7 @@ def test_what_is_wrong_with_a_place_is_told_in_one_line(
 def test_a_bucket_that_does_not_exist_is_no_place_for_an_output(server: Server) -> None:
     job = ("augment", "--limit", 40, "--workers", 0, "--out", "s3://nowhere/out")
     (line,) = run(*job, code=2, env=server.env).stderr.splitlines()
-    assert line.startswith("pipeline: s3://nowhere/out")
-    assert "the storage refuses it: " in line
+    assert line.startswith("pipeline: s3://nowhere/out/.lease: the storage refuses it: ")
     assert "bucket does not exist" in line
 
 
