@@ -2,9 +2,10 @@
 
     python benchmarks/workers.py [--data-dir DIR] [--photos FOLDER]
 
-Both jobs take about as long with one worker, so that the start, which two do not share, tells as much
-in both. Everything is written to memory; one and two workers take turns, and the best of each counts. Photos
-are those of FOLDER (a subfolder a class), else 400 pieces of the two that scikit-learn brings.
+Both jobs take about as long with one worker, so that the start, which two do not share, tells as
+much in both. Everything is written to memory; one and two workers take turns, and the best of each
+counts. Photos are those of FOLDER (a subfolder a class), else 400 pieces of the two that
+scikit-learn brings.
 """
 
 from __future__ import annotations
