@@ -58,8 +58,8 @@ def by_tf_data(stream: Stream, engine: str) -> float:
 
 def by_bare_kernel(stream: Stream) -> float:
     with ThreadPoolExecutor(calls_in_flight(stream)) as pool:
-        steps = range(stream.steps_per_epoch)
-        return best_rate(lambda: deque(pool.map(stream.batch, steps), 0), stream.n_samples)
+        groups = range(stream.groups_per_epoch)
+        return best_rate(lambda: deque(pool.map(stream.group, groups), 0), stream.n_samples)
 
 
 def from_shards(folder: Path, data_dir: Path) -> float:

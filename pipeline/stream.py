@@ -21,8 +21,8 @@ Tensor = Any  # TensorFlow has no types of its own that a checker could use
 # OpenCV's calls on small images are so short that two threads spend their time handing Python's
 # lock to each other: at 32 px two calls in flight make half of what one makes.
 SMALL_SIDE = 64
-TOGETHER = 1024  # small images made in one go: their draws take half of the time of 256 at a time
-AHEAD = 4  # batches that wait ready; all that were made together, or the next would wait for them
+TOGETHER = 12 * 2**20  # bytes of small images made in one go: 4,096 at 32 px
+AHEAD = 4  # batches that wait ready
 
 
 class Images(Protocol):
@@ -92,13 +92,10 @@ class Stream:
             keys, blocks = source.keys[shown], source.blocks[shown]
             return shown[epoch_order(keys, blocks, source.n_blocks, per_group, order_seed, epoch)]
 
-        @lru_cache(maxsize=2)  # one for each of two who read at once
-        def made_together(step: int) -> tuple[np.ndarray, np.ndarray]:
-            copy, positions = self.chosen(step, self.n_together)
-            return self.fetch(positions, copy)
-
-        self.order, self.made_together = order, made_together
-        self.n_together = max(1, TOGETHER // batch_size) if is_short(source) else 1
+        self.order = order
+        n_bytes = batch_size * source.sample_bytes
+        self.n_together = max(1, TOGETHER // n_bytes) if is_short(source) else 1
+        self.groups_per_epoch = -(-self.steps_per_epoch // self.n_together)
 
     def chosen(self, step: int, n_batches: int = 1) -> tuple[int, np.ndarray]:
         """The copy that a batch shows, and (n,) positions of its samples; with `n_batches` also of
@@ -112,13 +109,23 @@ class Stream:
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(B, *shape) images and (B,) int64 labels; the last batch of an epoch holds what is
         left."""
-        if self.n_together == 1:  # large ones are not kept
-            copy, positions = self.chosen(step)
-            return self.fetch(positions, copy)
-        nth = step % self.steps_per_epoch % self.n_together
-        images, labels = self.made_together(step - nth)
-        part = slice(nth * self.batch_size, (nth + 1) * self.batch_size)
-        return images[part], labels[part]
+        copy, positions = self.chosen(step)
+        return self.fetch(positions, copy)
+
+    def group_of(self, step: int) -> tuple[int, int]:
+        """The number of the group that a batch is made in, and that of the group's first batch: up
+        to `n_together` batches of one epoch."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        nth = batch // self.n_together
+        first = epoch * self.steps_per_epoch + nth * self.n_together
+        return epoch * self.groups_per_epoch + nth, first
+
+    def group(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The images and labels of all batches of a group, one after the other."""
+        epoch, nth = divmod(int(number), self.groups_per_epoch)
+        first = epoch * self.steps_per_epoch + nth * self.n_together
+        copy, positions = self.chosen(first, self.n_together)
+        return self.fetch(positions, copy)
 
     def fetch(self, positions: np.ndarray, copy: int) -> tuple[np.ndarray, np.ndarray]:
         """That copy of the samples at these positions, and their labels.
@@ -189,14 +196,22 @@ def as_dataset(stream: Stream, start: int, stop: int) -> tf.data.Dataset:
     """
     tf = import_tensorflow()
 
-    def made(step: Tensor) -> tuple[Tensor, Tensor]:
+    def made(number: Tensor) -> tuple[Tensor, Tensor]:
         # Stateless, or op determinism would let only one call run at a time.
         kinds = [stream.source.dtype, tf.int64]
-        batch = tf.numpy_function(stream.batch, [step], kinds, stateful=False)
-        return with_shapes(stream, *batch)
+        group = tf.numpy_function(stream.group, [number], kinds, stateful=False)
+        return with_shapes(stream, *group)
 
-    batches = tf.data.Dataset.range(start, stop).map(made, calls_in_flight(stream), True)
-    return batches.prefetch(max(AHEAD, stream.n_together))
+    def split(images: Tensor, labels: Tensor) -> Any:
+        size = stream.batch_size  # parts of a tensor's first axis are not copied
+        starts = tf.data.Dataset.range(0, tf.size(labels, tf.int64), size)
+        return starts.map(lambda i: (images[i : i + size], labels[i : i + size]))
+
+    (begin, first), (end, _) = stream.group_of(start), stream.group_of(stop - 1)
+    groups = tf.data.Dataset.range(begin, end + 1).map(made, calls_in_flight(stream), True)
+    batches = groups.flat_map(split).skip(start - first).take(stop - start)
+    counted = batches.apply(tf.data.experimental.assert_cardinality(stop - start))
+    return counted.prefetch(AHEAD)
 
 
 def is_short(source: Images) -> bool:
