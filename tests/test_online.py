@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
+import pipeline.stream
 from datasets import images
 from datasets.blocks import block_of, epoch_order
 from datasets.errors import NotCommitted, PolicyError, UserError
@@ -238,6 +239,24 @@ def test_any_batch_can_be_the_first(engine: str) -> None:
         for (a, b), (c, d) in zip(rest, whole[start:], strict=True):
             assert_array_equal(a, c)
             assert_array_equal(b, d)
+
+
+@pytest.mark.parametrize("n_together", [1, 2, 3])
+def test_batches_are_the_same_however_many_are_made_together(
+    monkeypatch: pytest.MonkeyPatch, n_together: int
+) -> None:
+    whole = stream_of("digits", policy=ALL, limit=120, batch_size=16)
+    monkeypatch.setattr(pipeline.stream, "TOGETHER", n_together * 16 * whole.source.sample_bytes)
+    stream = stream_of("digits", policy=ALL, limit=120, batch_size=16)
+    assert stream.n_together == n_together
+    n = 3 * stream.steps_per_epoch
+    for start, stop in ((0, n), (1, 2), (2, n - 1), (7, 9), (n, n)):
+        dataset = augmented(stream, start, stop, "opencv")
+        assert len(dataset) == stop - start
+        found = dataset.as_numpy_iterator()
+        for ours, step in zip(found, range(start, stop), strict=True):
+            for a, b in zip(ours, whole.batch(step), strict=True):
+                assert_array_equal(a, b)
 
 
 def test_an_epoch_shows_every_sample_once_and_each_epoch_in_another_order() -> None:
