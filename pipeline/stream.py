@@ -22,7 +22,7 @@ Tensor = Any  # TensorFlow has no types of its own that a checker could use
 # lock to each other: at 32 px two calls in flight make half of what one makes.
 SMALL_SIDE = 64
 TOGETHER = 12 * 2**20  # bytes of small images made in one go: 4,096 at 32 px
-AHEAD = 4  # batches that wait ready
+AHEAD = 4  # batches that wait ready; the next group is made while the last one is cut
 
 
 class Images(Protocol):
@@ -112,19 +112,23 @@ class Stream:
         copy, positions = self.chosen(step)
         return self.fetch(positions, copy)
 
-    def group_of(self, step: int) -> tuple[int, int]:
-        """The number of the group that a batch is made in, and that of the group's first batch: up
-        to `n_together` batches of one epoch."""
+    def group_of(self, step: int) -> int:
+        """The number of the group that a batch is made in: up to `n_together` of one epoch."""
         epoch, batch = divmod(step, self.steps_per_epoch)
-        nth = batch // self.n_together
-        first = epoch * self.steps_per_epoch + nth * self.n_together
-        return epoch * self.groups_per_epoch + nth, first
+        return epoch * self.groups_per_epoch + batch // self.n_together
+
+    def first_of(self, group: int) -> int:
+        """The number of a group's first batch."""
+        epoch, nth = divmod(group, self.groups_per_epoch)
+        return epoch * self.steps_per_epoch + nth * self.n_together
 
     def group(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The images and labels of all batches of a group, one after the other."""
-        epoch, nth = divmod(int(number), self.groups_per_epoch)
-        first = epoch * self.steps_per_epoch + nth * self.n_together
-        copy, positions = self.chosen(first, self.n_together)
+        """(n, *shape) images and (n,) int64 labels of all batches of a group, one batch after the
+        other.
+
+        Raises: UserError if an image can no longer be had.
+        """
+        copy, positions = self.chosen(self.first_of(int(number)), self.n_together)
         return self.fetch(positions, copy)
 
     def fetch(self, positions: np.ndarray, copy: int) -> tuple[np.ndarray, np.ndarray]:
@@ -203,13 +207,13 @@ def as_dataset(stream: Stream, start: int, stop: int) -> tf.data.Dataset:
         return with_shapes(stream, *group)
 
     def split(images: Tensor, labels: Tensor) -> Any:
-        size = stream.batch_size  # parts of a tensor's first axis are not copied
+        size = stream.batch_size  # parts of the first axis that begin aligned are not copied
         starts = tf.data.Dataset.range(0, tf.size(labels, tf.int64), size)
         return starts.map(lambda i: (images[i : i + size], labels[i : i + size]))
 
-    (begin, first), (end, _) = stream.group_of(start), stream.group_of(stop - 1)
-    groups = tf.data.Dataset.range(begin, end + 1).map(made, calls_in_flight(stream), True)
-    batches = groups.flat_map(split).skip(start - first).take(stop - start)
+    begin, end = stream.group_of(start), stream.group_of(stop - 1) + 1
+    groups = tf.data.Dataset.range(begin, end).map(made, calls_in_flight(stream), True)
+    batches = groups.flat_map(split).skip(start - stream.first_of(begin)).take(stop - start)
     counted = batches.apply(tf.data.experimental.assert_cardinality(stop - start))
     return counted.prefetch(AHEAD)
 
