@@ -174,7 +174,7 @@ def augmenting(
         typer.Option(
             min=1,
             help="Samples a shard, on average at most.",
-            show_default="64 MB decoded, at most 4096",
+            show_default="16 MB decoded, at most 4096",
         ),
     ] = None,
     workers: Annotated[

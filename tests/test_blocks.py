@@ -100,11 +100,11 @@ def test_small_data_sets_have_one_block_and_others_at_least_eight() -> None:
     [
         (0, MAX_BLOCK_SAMPLES),
         (32 * 32 * 3, MAX_BLOCK_SAMPLES),
-        (224 * 224 * 3, 256),  # 445 would fit; a power of two does not change with one more image
+        (224 * 224 * 3, 64),  # 111 would fit; a power of two does not change with one more image
         (10**9, 1),
     ],
 )
-def test_a_default_block_is_64_mb_decoded_and_at_most_4096_samples(
+def test_a_default_block_is_16_mb_decoded_and_at_most_4096_samples(
     image_bytes: int, expected: int
 ) -> None:
     assert default_block_samples(image_bytes) == expected
