@@ -74,6 +74,11 @@ def replaced_folder(partial: Path) -> Path:
     return partial.with_name(partial.name.replace(".partial-", ".replaced-"))
 
 
+def is_replaced(path: Path) -> bool:
+    """Whether that unfinished folder is an output that was being replaced."""
+    return path == replaced_folder(path)
+
+
 def tidy(partial: Path) -> None:
     """Removes what a committed run does not need any more, and may have left when it was killed."""
     if storage.is_object(partial):
@@ -91,6 +96,17 @@ def partial_folders(out: Path) -> list[Path]:
         return []
     found = ((UNFINISHED.fullmatch(path.name), path) for path in out.parent.iterdir())
     return sorted(p for match, p in found if match and match["out"] == out.name and p.is_dir())
+
+
+def unfinished_runs(out: Path, is_published: bool) -> list[Path]:
+    """The folders of unfinished runs of any job into `out`, or into a version in it."""
+    if not is_published:
+        found = partial_folders(out)
+    elif storage.is_object(out) or not out.is_dir():
+        found = []
+    else:
+        found = sorted(p for p in out.iterdir() if UNFINISHED.fullmatch(p.name) and p.is_dir())
+    return [path for path in found if not is_replaced(path)]
 
 
 def refuse_if_held(out: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -190,17 +190,33 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def damages(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """(file, what is wrong) for every file that is not as the manifest says, and for every file
-    that a reader would take for a shard and that the manifest does not name."""
-    known: dict[str, tuple[int, str]] = {r.name: (r.bytes, r.sha256) for r in manifest.shards}
+def hashes(manifest: Manifest) -> dict[str, tuple[int, str]]:
+    """Every file that the manifest names, in order -> its size in bytes and its sha256."""
+    known = {r.name: (r.bytes, r.sha256) for r in manifest.shards}
     known |= {name: (f["bytes"], f["sha256"]) for name, f in manifest.files.items()}
-    found = storage.files_below(folder)
-    for name, (size, sha256) in sorted(known.items()):
+    return dict(sorted(known.items()))
+
+
+def absences(found: Mapping[str, int], manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """(file, what is wrong) for every file that is not there, or not as long as the manifest says.
+
+    found: The files that are there -> their sizes.
+    """
+    for name, (size, _) in hashes(manifest).items():
         if name not in found:
             yield name, "missing"
         elif found[name] != size:
             yield name, f"{found[name]:,} bytes, the manifest says {size:,}"
+
+
+def damages(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """(file, what is wrong) for every file that is not as the manifest says, and for every file
+    that a reader would take for a shard and that the manifest does not name."""
+    known, found = hashes(manifest), storage.files_below(folder)
+    absent = dict(absences(found, manifest))
+    for name, (_, sha256) in known.items():
+        if name in absent:
+            yield name, absent[name]
         elif sha256_file(folder / name)[1] != sha256:
             yield name, "its sha256 is not the manifest's"
     if found.get(SUCCESS):

@@ -111,6 +111,13 @@ class Listing:
     splits: dict[str, Samples]
     ignored: tuple[str, ...] = field(default=())
 
+    @property
+    def empty_classes(self) -> list[str]:
+        """Those that no sample of any split has."""
+        labels = [part.labels for part in self.splits.values()]
+        used = set(np.unique(np.concatenate(labels)).tolist()) if labels else set()
+        return [name for i, name in enumerate(self.classes) if i not in used]
+
 
 class Source(Protocol):
     """A data set. Frozen, small and picklable (a path and options): workers get a copy of it.

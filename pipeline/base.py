@@ -1,4 +1,5 @@
-"""What a run may take over from an earlier output: decided from its manifest and its index."""
+"""What a run may take over from an earlier output, or from a run that came to no end: decided from
+its manifest, or its records, and its index."""
 
 from __future__ import annotations
 
@@ -10,13 +11,22 @@ from pathlib import Path
 import numpy as np
 
 from datasets.blocks import block_of
-from datasets.errors import EnvironmentFailed, UserError
+from datasets.commit import RUN, read_records
+from datasets.errors import Damaged, EnvironmentFailed, UserError
 from datasets.fingerprint import Scan
 from datasets.formats import FORMATS
 from datasets.index import Entry, read_index
-from datasets.manifest import Manifest, Record, read_manifest, sha256_file
+from datasets.manifest import (
+    UNFINISHED,
+    Manifest,
+    Record,
+    decode_manifest,
+    encode_manifest,
+    read_manifest,
+    sha256_file,
+)
 from datasets.schema import canonical_json
-from datasets.source import Samples, sample_keys
+from datasets.source import Samples, read_file, sample_keys
 from pipeline.job import Job, probe, versions
 
 MAX_SHARDS = 64  # that one takes over from, since all are open at a time
@@ -58,6 +68,31 @@ def read_base(folder: Path) -> Base | None:
     except UserError:
         return None
     return Base(folder, manifest, read_index(folder, manifest.job_sha256))
+
+
+def read_unfinished(folders: Sequence[Path]) -> Base | None:
+    """The run with the most finished rows of those that came to no end: what they have made is as
+    good as that of an earlier output. None where there is none."""
+    found = [base for base in map(read_partial, folders) if base is not None]
+    return max(found, key=lambda base: sum(r.rows for r in base.manifest.shards), default=None)
+
+
+def read_partial(folder: Path) -> Base | None:
+    """The shards that an unfinished run has made, and the index that it wrote after the first of
+    them; None without these, and for TFRecord, whose schema comes at the end."""
+    match = UNFINISHED.fullmatch(folder.name)
+    try:
+        shards = list(read_records(folder).values())
+        run = json.loads(read_file(folder / RUN))
+        job_sha256 = Job(**run["job"]).sha256()
+        schema = FORMATS[run["job"]["format"]].read_schema(folder / shards[0].name)
+        known = (run["job"], job_sha256, list(schema.classes), run["probe"], run["versions"])
+        text = encode_manifest(Manifest(*known, shards, files={}))
+        manifest = decode_manifest(text, folder / RUN)  # refuses what cannot be
+    except (OSError, ValueError, LookupError, TypeError, Damaged):
+        return None
+    entries = read_index(folder.with_name(match["out"]), job_sha256) if match else {}
+    return Base(folder, manifest, entries) if entries else None
 
 
 def is_successor(job: Job, manifest: Manifest) -> bool:
@@ -107,6 +142,10 @@ def plan_carried(
         block_of(sample_keys(old), job["seed"], n_old).astype(np.int64), minlength=n_old
     )
     same, alike = compare(base.entries, split, samples, scan)
+    # An unfinished run has not made all shards.
+    old_names = {b: named(job["dataset"], split, b, n_old) for b in np.unique(where).tolist()}
+    made = np.array([b for b, name in old_names.items() if name in records], np.int64)
+    same &= np.isin(where, made)
     alike &= same & (list(classes) == base.manifest.classes)
     unusable = np.zeros(len(samples), bool)
     unusable[list(scan.errors)] = True
@@ -121,7 +160,9 @@ def plan_carried(
         if not whole and ((origins < 0).all() or len(old_blocks) > MAX_SHARDS):
             yield None
             continue
-        shards = [records[named(job["dataset"], split, b, n_old)] for b in old_blocks.tolist()]
+        is_made = np.isin(old_blocks, made)
+        shards = [records[old_names[b]] for b in old_blocks[is_made].tolist()]
+        origins = np.where(origins < 0, -1, (np.cumsum(is_made) - 1)[origins])
         yield Carried(base.folder, shards, origins, whole)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 WAIT_FOR_WORKERS_S = 600  # a new node of Kubernetes takes minutes to come
-SAY_EVERY_S = 30
+SAY_FIRST_S, SAY_EVERY_S = 2, 30
 
 
 def check_cluster(
@@ -95,9 +96,10 @@ def wait_for_worker(
     from distributed import wait
 
     first: Any = client.submit(look, shared, pure=False)
-    for waited in range(0, WAIT_FOR_WORKERS_S, SAY_EVERY_S):
+    ends = (*range(SAY_FIRST_S, WAIT_FOR_WORKERS_S, SAY_EVERY_S), WAIT_FOR_WORKERS_S)
+    for before, end in pairwise((0, *ends)):
         try:
-            wait(first, timeout=min(SAY_EVERY_S, WAIT_FOR_WORKERS_S - waited))
+            wait(first, timeout=end - before)
             return
         except TimeoutError:
             say_no_worker(scheduler, say)

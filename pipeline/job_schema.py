@@ -17,7 +17,7 @@ TEXT = r"^[^\u0000]+$"
 KEYS = {
     "name": "a name of letters, digits, dots, - and _, at most 100",
     "history": "a folder",
-    "deadline": "a time such as 90s, 30min or 6h",
+    "deadline": "a time such as 90s, 30min or 6h, in whole numbers",
     "steps": "a list of one or more commands, each with its options",
 }
 

@@ -15,7 +15,7 @@ from pipeline.job_schema import KEYS, PLACEHOLDER, Placeholder, job_model
 from pipeline.steps import Command
 
 UNITS_S = {"s": 1, "min": 60, "h": 3600}
-SHOWN_MISTAKES = 10
+SHOWN_MISTAKES = 50
 SHOWN_CHARACTERS = 60
 
 
@@ -107,7 +107,7 @@ def parse(data: bytes, where: str) -> Any:
 
 
 def apply(change: str, body: dict[str, Any]) -> None:
-    """Changes the job as `--set` says.
+    """Changes the job as `--set` says; with nothing behind the `=` the key is taken out.
 
     Raises: JobError if it cannot be read, or no step has that command.
     """
@@ -118,7 +118,8 @@ def apply(change: str, body: dict[str, Any]) -> None:
     value = parse(text.encode(errors="surrogateescape"), where)
     command, dot, option = key.partition(".")
     if not dot:
-        body[key] = value
+        body.pop(key, None)
+        body |= {} if value is None else {key: value}
         return
     steps = body.get("steps")
     named = [s for s in steps if isinstance(s, dict)] if isinstance(steps, list) else []
@@ -128,7 +129,7 @@ def apply(change: str, body: dict[str, Any]) -> None:
     for step in named:
         if command in step and isinstance(step[command] or {}, dict):
             others = {k: v for k, v in (step[command] or {}).items() if dashed(k) != dashed(option)}
-            step[command] = {**others, option: value}
+            step[command] = others | ({} if value is None else {option: value})
 
 
 def dashed(name: str) -> str:
@@ -193,7 +194,9 @@ def checked(
     try:
         valid: Any = job_model(tuple(commands.values())).model_validate(body)
     except ValidationError as err:
-        mistakes = [mistake(error, commands) for error in err.errors(include_url=False)]
+        # Those of the job itself first, which may be the cause of others.
+        errors = sorted(err.errors(include_url=False), key=lambda error: len(error["loc"]) > 1)
+        mistakes = [mistake(error, commands) for error in errors]
         raise refused(path, mistakes) from None
     found = valid.model_dump(by_alias=True, exclude_unset=True)
     steps = [next(iter(step.items())) for step in found["steps"]]

@@ -18,16 +18,15 @@ from datasets.commit import (
     hold,
     is_empty,
     is_sealed,
-    partial_folders,
     read_records,
     refuse_if_held,
     refuse_to_replace,
-    replaced_folder,
     tidy,
+    unfinished_runs,
 )
-from datasets.errors import OutputError
+from datasets.errors import Damaged, OutputError
 from datasets.index import index_path
-from datasets.manifest import Manifest, read_manifest
+from datasets.manifest import Manifest, absences, mended, read_manifest
 from datasets.schema import canonical_json
 from datasets.versions import last_pointer, latest, refuse_others
 from pipeline.base import Base, has_sidecars, is_successor
@@ -56,7 +55,8 @@ if TYPE_CHECKING:
 def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
     """The manifest if `out` holds this very job's output; None where it may be written.
 
-    Raises: OutputError if something else is there that this run must not replace.
+    Raises: OutputError if something else is there that this run must not replace; Damaged if a file
+      of it is gone or cut.
     """
     out = plan.folder
     if plan.is_published:
@@ -68,6 +68,8 @@ def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
         return None
     manifest = read_manifest(out)
     if manifest.job_sha256 == plan.job_sha256:
+        for name, wrong in absences(storage.files_below(out), manifest):
+            raise Damaged(f"{out / name}: {wrong}; {mended(out)}")
         return manifest
     changed = differences(manifest.job, json.loads(canonical_json(asdict(plan.job))))
     cost = ", which makes only what changed anew" if is_successor(plan.job, manifest) else ""
@@ -80,10 +82,17 @@ def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
 def find_base(plan: Plan, overwrite: bool, report: Report) -> Base | None:
     """The output from which this run takes over what is unchanged; None: all is made anew."""
     base = plan.base
-    if base is None or not (overwrite or plan.is_published):
+    if base is None or (base.folder == plan.out and not overwrite):
         return None
     if base.folder == plan.partial or not is_successor(plan.job, base.manifest):
         return None
+    if base.manifest.classes != list(plan.classes):
+        report.say(
+            f"the classes are others than in {base.folder} ({len(plan.classes)}, there were "
+            f"{len(base.manifest.classes)}), so a class may have another number now",
+            event="classes",
+            classes=list(plan.classes),
+        )
     if base.entries and has_sidecars(base.folder, base.manifest):
         return base
     report.say(
@@ -182,13 +191,6 @@ def write(
             storage.abort_uploads(plan.out)
             if config.overwrite:
                 storage.remove(partial / RECORDS)
-        for other in partial_folders(plan.folder):
-            if other not in (partial, replaced_folder(partial)):
-                report.say(
-                    f"{other}: left by an unfinished run of another job; "
-                    f"`pipeline clean {plan.out}` removes it",
-                    event="stale",
-                )
         if is_sealed(partial):
             check_held()
             save_index(plan, report)
@@ -199,6 +201,14 @@ def write(
             return recorded(plan, summarize(plan, shards, (), seconds, was_done=False), report)
         done = read_records(partial)
         base = find_base(plan, config.overwrite, report)
+        others = [p for p in unfinished_runs(plan.out, plan.is_published) if p != partial]
+        for other in others:
+            if base is None or other != base.folder:
+                report.say(
+                    f"{other}: left by an unfinished run of another job; "
+                    f"`pipeline clean {plan.out}` removes it",
+                    event="stale",
+                )
         tasks = plan.tasks(done, base)
         check_disk(plan, tasks, base)
         prepare_partial(plan.folder, plan.job)
@@ -221,6 +231,8 @@ def write(
         )
         check_held()
         finish(plan.folder, plan.job, plan.classes, shards, config.overwrite)
+        if base and base.folder in others:  # what was of use of it is in the output
+            storage.remove(base.folder)
         release(plan, before, config.keep, report)
         seconds = {
             "plan": planned - started,

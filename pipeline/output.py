@@ -10,7 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from datasets import storage, tfrecord
-from datasets.commit import RECORDS, RUN, commit, partial_folder, seal
+from datasets.commit import (
+    RECORDS,
+    RUN,
+    commit,
+    is_sealed,
+    partial_folder,
+    seal,
+    unfinished_runs,
+)
 from datasets.errors import EnvironmentFailed, OutputError, first_line
 from datasets.index import index_path, indexes, write_index
 from datasets.manifest import Manifest, Record
@@ -111,7 +119,7 @@ def finish(
 
 def release(plan: Plan, before: int, keep: int | None, report: Report) -> None:
     """Makes a published version the one that readers get, and removes what is older than the last
-    `keep` ones; and the indexes of all outputs but this one."""
+    `keep` ones, unfinished runs of other jobs too; and the indexes of all outputs but this one."""
     if plan.is_published:
         publish(plan.out, plan.version, before)
     own = index_path(plan.folder, plan.job_sha256)
@@ -121,6 +129,10 @@ def release(plan: Plan, before: int, keep: int | None, report: Report) -> None:
     for version, is_gone in prune(plan.out, keep) if keep and plan.is_published else ():
         told = "removed, an old version" if is_gone else "old, but kept while somebody may read it"
         report.say(f"{plan.out / version}: {told}", event="version", removed=is_gone)
+    for path in unfinished_runs(plan.out, is_published=True) if keep and plan.is_published else ():
+        if not is_sealed(path):  # else it was ready, and is a version but for its name
+            storage.remove(path)
+            report.say(f"{path}: removed, left by an unfinished run of another job", event="stale")
 
 
 def is_indexed(plan: Plan) -> bool:

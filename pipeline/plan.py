@@ -15,12 +15,12 @@ import numpy as np
 from datasets import storage
 from datasets.blocks import limited
 from datasets.catalog import CATALOG, open_source
-from datasets.commit import partial_folder
+from datasets.commit import partial_folder, unfinished_runs
 from datasets.errors import NotCommitted, SourceError, UserError
 from datasets.fingerprint import Scan, fingerprint, scan
 from datasets.source import Listing, Samples, Source, check_listing
 from datasets.versions import latest, version_name
-from pipeline.base import Base, read_base
+from pipeline.base import Base, read_base, read_unfinished
 from pipeline.job import Job
 from pipeline.policy import resolve_policy
 from pipeline.report import Report, duration, size
@@ -106,7 +106,8 @@ class Plan:
     out: Path
     ignored: tuple[str, ...]
     is_published: bool
-    base: Base | None = None  # the output that stood in its place, or the version before it
+    # The output that stood in its place, the version before it or else an unfinished run.
+    base: Base | None = None
 
     @cached_property
     def job_sha256(self) -> str:
@@ -227,6 +228,7 @@ def make_plan(
     policy = resolve_policy(config.policy, config.dataset)
     source = open_source(config.dataset, config.data_dir)
     listing = check_listing(config.dataset, source.listing())
+    tell_empty(config.dataset, listing, report)
     copies = choose_splits(config, listing)
     samples = choose_samples(listing, copies, config.limit)
     n_samples = sum(map(len, samples.values()))
@@ -234,6 +236,8 @@ def make_plan(
     is_published = config.publish or storage.is_object(out)
     version_before = latest(out) if is_published else None
     base = read_base(out if version_before is None else out / version_before)
+    if base is None:
+        base = read_unfinished(unfinished_runs(out, is_published))
     known = base.entries if base else {}
     with report.progress(n_samples, "reading") as progress:
         scans = {
@@ -271,6 +275,18 @@ def make_plan(
     return Plan(
         job, listing.classes, source, samples, scans, out, listing.ignored, is_published, base
     )
+
+
+def tell_empty(dataset: str, listing: Listing, report: Report) -> None:
+    """Says which classes have no image: a folder that is none would be one without a word."""
+    if empty := listing.empty_classes:
+        shown = ", ".join(map(repr, empty[:5])) + (" and more" if len(empty) > 5 else "")
+        report.say(
+            f"{dataset}: no image is of the class {shown}, which has a number all the same; remove "
+            "the folder, or the name, if it is no class",
+            event="empty_classes",
+            classes=empty,
+        )
 
 
 def refuse_too_many_bad(

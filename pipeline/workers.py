@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, TypeVar
 
-from datasets.errors import EnvironmentFailed, first_line
+from datasets.errors import EnvironmentFailed, UserError, first_line
 from pipeline.cluster import SAY_EVERY_S, check_cluster, say_no_worker
 from pipeline.scratch import scratch_folder
 
@@ -165,6 +165,11 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
         greet(scheduler)
         client = Client(scheduler, timeout=CONNECT_S)
         stack.callback(client.close)
+    except ValueError as err:  # before anything is asked
+        raise UserError(
+            f"--scheduler {scheduler}: {first_line(err)}; expected an address such as "
+            "tcp://127.0.0.1:8786"
+        ) from err
     except Exception as err:  # what answers there may be anything, and say anything
         raise EnvironmentFailed(
             f"--scheduler {scheduler}: no Dask scheduler answers there; start one with "

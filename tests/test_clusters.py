@@ -105,6 +105,12 @@ def test_no_scheduler_at_the_address_is_told_in_one_line(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_no_address_is_a_mistake(tmp_path: Path) -> None:
+    said = run(*JOB, "--scheduler", "localhost", "--out", tmp_path / "out", code=2).stderr
+    assert said.startswith("pipeline: --scheduler localhost: missing port number")
+    assert len(said.splitlines()) == 1
+
+
 def test_a_scheduler_that_takes_connections_and_says_nothing_is_told_in_one_line(
     tmp_path: Path,
 ) -> None:

@@ -65,14 +65,14 @@ def test_test_time_augmentation_adds_copies_and_several_models_are_averaged() ->
 
 
 def test_evaluate_tells_what_runs_are_worth_alone_and_together(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        run(*JOB, "--seed", seed, "--out", tmp_path / str(seed))
-    one, two, both = run("evaluate", tmp_path / "0", tmp_path / "1").stdout.splitlines()
-    accuracy = json.loads((tmp_path / "0" / "result.json").read_text())["test_accuracy"]
-    assert one.startswith(f"{tmp_path / '0'}: accuracy ")
-    assert two.startswith(f"{tmp_path / '1'}: accuracy ")
+    run(*JOB, "--ensemble", 2, "--out", tmp_path)
+    first, second = (tmp_path / f"member-{i}" for i in range(2))
+    one, two, both = run("evaluate", first, second).stdout.splitlines()
+    accuracy = json.loads((first / "result.json").read_text())["test_accuracy"]
+    assert one.startswith(f"{first}: accuracy ")
+    assert two.startswith(f"{second}: accuracy ")
     assert both.startswith("the 2 together: accuracy ")
-    limited = run("evaluate", tmp_path / "0", "--limit", 200).stdout
+    limited = run("evaluate", first, "--limit", 200).stdout
     assert f"accuracy {accuracy:.4f}, " in limited
     assert "on 200 images" in limited
 
@@ -81,7 +81,8 @@ def test_evaluate_tells_what_runs_are_worth_alone_and_together(tmp_path: Path) -
     ("content", "options", "expected"),
     [
         (None, (), "no such model; expected a finished run"),
-        (b"PK no model", (), "cannot be loaded as a Keras model"),
+        (b"PK no model", (), "is no .keras archive"),
+        (b"PK\5\6" + bytes(18), (), "cannot be loaded as a Keras model"),
         ("model", ("--dataset", "photos", "--image-size", 20), "takes images of (8, 8, 1)"),
     ],
 )

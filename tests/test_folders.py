@@ -279,3 +279,15 @@ def test_what_is_no_regular_file_is_named_and_never_read(tmp_path: Path) -> None
         "cat/large.png": "cannot be read: 1,000,000,001 bytes, at most 1,000,000,000 are read",
         "cat/pipe.jpg": "cannot be read: not a regular file",
     }
+
+
+def test_classes_without_an_image_and_classes_that_came_or_went_are_told(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos")
+    (photos / "@eaDir").mkdir()
+    job = ("augment", "--dataset", photos, "--copies", 1, "--workers", 0, "--overwrite")
+    job += ("--out", tmp_path / "out")
+    assert "no image is of the class '@eaDir'" in run(*job).stderr
+    (photos / "@eaDir").rmdir()
+    said = run(*job).stderr
+    assert "no image is of" not in said
+    assert f"the classes are others than in {tmp_path / 'out'} (2, there were 3)" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datasets.commit import RECORDS, read_records
+from datasets.commit import RECORDS, read_records, unfinished_runs
 from datasets.source import file_stamp
 from pipeline.carry import make_shard
 from pipeline.offline import materialize
@@ -370,6 +371,55 @@ def test_killed_at_any_step_and_resumed_gives_the_bytes_of_a_run_from_nothing(
     assert tree_hash(out) == new
     assert leftovers(out) == []
     assert run(*job).stderr.count("shards kept")  # its index is whole
+
+
+def test_a_finished_output_without_one_of_its_shards_is_not_done(edited: Photos) -> None:
+    out = edited.folder.parent / "out"
+    job = ("augment", "--dataset", edited.save(), "--copies", 2, "--block-samples", 8)
+    job += ("--max-bad", 0.5, "--workers", 0, "--out", out)
+    assert "nothing to do" in run(*job).stderr
+    shard = min(out.glob("train-*"))
+    shard.unlink()
+    assert f"{shard}: missing; write the output again" in run(*job, code=3).stderr
+    run(*job, "--overwrite")
+    assert "nothing to do" in run(*job).stderr
+
+
+PUBLISHED = ("--publish", "--keep", 1)
+
+
+@pytest.mark.parametrize("options", [(), PUBLISHED], ids=["beside", "published"])
+def test_what_a_run_that_came_to_no_end_has_made_is_taken_over(
+    edited: Photos, options: tuple[object, ...]
+) -> None:
+    out = edited.folder.parent / "new" / "out"
+    job = ("augment", "--dataset", edited.save(), "--copies", 2, "--block-samples", 8)
+    job += ("--max-bad", 0.5, "--workers", 0, "--out", out, *options)
+    run_killed(*job, step="rename fifth record", victim="group", folder=edited.folder)
+    edited.draw("new.png")
+    edited.remove("00.png")
+    edited.save()
+    assert "3 shards as they are" in run(*job, "--dry-run").stdout
+    found = re.search(r"(\d) shards kept, (\d+) rows carried over", run(*job).stderr)
+    assert found
+    assert int(found[1]) == 3
+    assert int(found[2]) > 0
+    write(edited, out.with_name("whole"))
+    assert tree_hash(out / "latest" if options else out) == tree_hash(out.with_name("whole"))
+    assert unfinished_runs(out, bool(options)) == []
+
+
+def test_a_run_of_another_job_that_came_to_no_end_goes_with_the_old_versions(
+    edited: Photos,
+) -> None:
+    out = edited.folder.parent / "new"
+    job = ("augment", "--dataset", edited.save(), "--max-bad", 0.5, "--workers", 0, "--out", out)
+    run_killed(*job, "--publish", step="rename record", victim="group", folder=edited.folder)
+    (left,) = unfinished_runs(out, is_published=True)
+    other = (*job, "--copies", 1, "--publish")
+    assert f"{left}: left by an unfinished run of another job" in run(*other).stderr
+    assert f"{left}: removed, left by" in run(*other, "--keep", 2).stderr
+    assert not left.exists()
 
 
 def test_clean_removes_the_index_of_an_output_that_is_gone(edited: Photos) -> None:

@@ -98,10 +98,11 @@ def test_what_a_placeholder_stands_for_is_not_filled_in_again(tmp_path: Path) ->
 
 
 def test_set_changes_a_key_or_an_option_of_every_step_of_a_command(tmp_path: Path) -> None:
-    text = "steps: [{augment: {image_size: 8}}, {clean: }, {augment: {out: x}}]"
+    text = "name: x\nsteps: [{augment: {image_size: 8, seed: 2}}, {clean: }, {augment: {out: x}}]"
     changes = ("augment.image-size=9", "deadline=2s", "augment.policy=flip()|rotate(degrees=3)")
+    changes += ("augment.seed=", "name=")  # taken out
     job = read(tmp_path, text, *changes)
-    assert job.deadline_s == 2
+    assert (job.deadline_s, job.name) == (2, "job")
     policy = ["--policy", "flip()|rotate(degrees=3)"]
     assert words(job) == [
         ["augment", *policy, "--image-size", "9"],
@@ -118,7 +119,7 @@ def test_set_changes_a_key_or_an_option_of_every_step_of_a_command(tmp_path: Pat
         ("augment.copies=x", "step 1 (augment): copies: found 'x', expected a whole number"),
         ("augment.copys=1", "step 1 (augment): copys is not known, the nearest is copies"),
         ("dedline=1h", "dedline is not known, the nearest is deadline"),
-        ("deadline=", "deadline: found nothing, expected a time such as 90s, 30min or 6h"),
+        ("deadline=0.5s", "deadline: found '0.5s', expected a time such as 90s, 30min or 6h"),
         ("deadline=*x", "anchors and aliases are not accepted"),
     ],
 )
@@ -246,10 +247,10 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"yaml: 4 mistakes$") as caught:
         read(tmp_path, "steps: [{augment: {copys: 1, limit: 0}}, {trian: }]\nnam: x")
     assert caught.value.mistakes == (
+        "nam is not known, the nearest is name",
         "step 1 (augment): limit: found 0, expected a whole number of at least 1",
         "step 1 (augment): copys is not known, the nearest is copies",
         "step 2: trian is not known, the nearest is train",
-        "nam is not known, the nearest is name",
     )
 
 

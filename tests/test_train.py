@@ -62,7 +62,7 @@ def test_shards_and_the_online_path_give_the_same_losses_and_weights(
 def test_a_training_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> None:
     run(*JOB, "--out", tmp_path / "whole")
     out = tmp_path / "killed"
-    for step in ("rename state", "rename state again", "rename result"):
+    for step in ("rename state again", "rename result"):
         run_killed(*JOB, "--resume", "--out", out, step=step, victim="group", folder=tmp_path)
         assert not (out / "result.json").exists()
     run(*JOB, "--resume", "--out", out)
@@ -98,6 +98,7 @@ def test_saved_models_reload_elsewhere_and_predict_the_same(tmp_path: Path) -> N
 def test_a_run_folder_is_complete(tmp_path: Path) -> None:
     out = tmp_path / "run"
     result = run("train", *SMALL, "--epochs", 2, "--patience", 1, "--out", out)
+    assert "4 steps in all are few" in result.stderr
     assert "epoch 1 of 2: loss " in result.stderr
     names = "best.npz config.json confusion.png curves.png history.csv mistakes.png "
     names += "model.keras predictions.parquet report.html result.json state.npz tensorboard"
@@ -282,6 +283,7 @@ def test_no_mistakes_and_nothing_to_test_are_no_mistakes_of_ours(tmp_path: Path)
         (("--offline", "bare"), "has no augmented copies"),
         (("--offline", "shards", "--dataset", "digits"), "shards bring their own data set"),
         (("--offline", "shards", "--engine", "tensorflow"), "leave out --engine"),
+        (("--dataset", "alone", "--image-size", 16), "are of one class, and there is nothing to"),
         (("--lr", 1e30), "training has diverged; give a lower --lr"),
         (("--offline", "nowhere"), "no such folder; expected the output of"),
         (("--online", "--offline", "shards"), "give one of them"),
@@ -297,18 +299,50 @@ def test_mistakes_are_told_in_one_line(
     tmp_path: Path, options: tuple[object, ...], expected: str
 ) -> None:
     write_photos(tmp_path / "photos")
+    write_photos(tmp_path / "alone", 40, ("cat",))
     augment = ("augment", "--limit", 40, "--workers", 0, "--quiet")
     if "shards" in options:
         run(*augment, "--out", tmp_path / "shards")
     if "bare" in options:
         run(*augment, "--copies", 0, "--out", tmp_path / "bare")
-    places = {"photos", "shards", "bare", "nowhere"}
+    places = {"photos", "alone", "shards", "bare", "nowhere"}
     arguments = [tmp_path / o if o in places else o for o in options]
     if "--offline" not in options:
         arguments += ["--limit", 40]
     result = run("train", *arguments, "--out", tmp_path / "run", code=2)
     assert expected in " ".join(result.stderr.replace("│", " ").split())
     assert not (tmp_path / "run" / "model.keras").exists()
+
+
+AT_ONCE = """
+import sys
+from cli import main
+sys.argv[0] = "pipeline"
+try:
+    main()
+except SystemExit as err:
+    assert err.code == 2, err.code
+assert "tensorflow" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--limit", 40, "--val-fraction", 0.001, "--out", "run"),
+        ("train", "--limit", 40, "--out", "thesis"),
+        ("crossval", "--offline", "nowhere", "--out", "run"),
+        ("evaluate", "nowhere"),
+        ("visualize", "nowhere"),
+    ],
+)
+def test_mistakes_do_not_wait_for_tensorflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...]
+) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
+    monkeypatch.chdir(tmp_path)
+    run_script(AT_ONCE, *arguments)
 
 
 def test_images_that_changed_are_another_run(tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ from pipeline.report import Report
 from pipeline.stream import Images
 from trainers import joint_pictures
 from trainers.config import TrainConfig
-from trainers.data import Data, open_data, origins_of, parted
+from trainers.data import Data, origins_of, parted
 from trainers.evaluate import RESULT, Evaluation, evaluation
 from trainers.intervals import in_percent, spread
 from trainers.predictions import PREDICTIONS, read_predictions
 from trainers.results import draw_guesses
 from trainers.run_reports import crossval_report
-from trainers.train import begin_whole, train_part, training
+from trainers.train import begin_whole, open_training, train_part, training_folder
 
 CROSSVAL, FOLDS, PICTURE = "crossval.json", "folds.csv", "folds.png"
 
@@ -73,8 +73,8 @@ def crossval(config: TrainConfig, n_folds: int, report: Report) -> str:
     Raises: UserError of each kind, as `train` does.
     """
     out = config.out
-    with training(config):
-        data = open_data(config.data, report, with_test=False)
+    with training_folder(config):
+        data = open_training(config, report, with_test=False)
         source, _ = data.validation
         folds = folds_of(source, n_folds, config.seed)
         listed = list_folds(source, folds)

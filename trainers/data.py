@@ -15,7 +15,7 @@ from datasets.manifest import read_manifest
 from datasets.source import is_held_out
 from datasets.versions import reading
 from pipeline.online import augmented, open_listing, open_split
-from pipeline.plan import AugmentConfig
+from pipeline.plan import AugmentConfig, tell_empty
 from pipeline.policy import parse_policy, refuse_library_ops, resolve_policy
 from pipeline.report import Report
 from pipeline.shard_images import AllCopies, ShardImages
@@ -119,6 +119,11 @@ def parted(
             f"--val-fraction {config.val_fraction:g}: leaves {len(shown)} samples to train on and "
             f"{len(kept)} to validate with; each needs some"
         )
+    if len(np.unique(source.labels[positions])) < 2:
+        raise UserError(
+            "all images to train on are of one class, and there is nothing to learn; expected a "
+            "folder for each class"
+        )
     images: Images = source
     if config.per_epoch == "all-copies" and isinstance(source, ShardImages):
         images = AllCopies(source)
@@ -147,6 +152,7 @@ def open_online(
     if config.engine == "tensorflow":
         refuse_library_ops(resolve_policy(augment.policy, augment.dataset))
     source, listing = open_listing(augment)
+    tell_empty(augment.dataset, listing, report)
     tell_unused(listing.splits, with_test, report)
     train = open_split(source, listing, augment, config.cache, report)
     if not with_test or not len(listing.splits.get("test", ())):

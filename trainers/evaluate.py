@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 
@@ -120,14 +121,17 @@ def load_model(path: Path) -> Any:
 
     Raises: UserError if there is none, or it is damaged or something else.
     """
-    import keras
-
     file = path / MODEL if path.is_dir() else path
     if not file.is_file():
         raise UserError(
             f"{file}: no such model; expected a finished run of `pipeline train`, a .keras or an "
             ".h5"
         )
+    if file.suffix == ".keras" and not is_zipfile(file):  # Keras would say that it is not there
+        raise UserError(f"{file}: is no .keras archive; train it anew, or name another")
+    import_tensorflow()
+    import keras
+
     try:
         return keras.models.load_model(file, compile=False, safe_mode=True)
     except Exception as err:  # Keras, h5py and zipfile raise nearly every type there is
@@ -204,7 +208,6 @@ def data_of(config: EvaluateConfig, first: dict[str, Any]) -> AugmentConfig:
 
 def evaluate_runs(config: EvaluateConfig, report: Report) -> str:
     """A few lines about the models at the paths, each by itself and, if several, together."""
-    import_tensorflow()
     paths = [member for path in config.paths for member in members(path)]
     models = [load_model(path) for path in paths]
     known = [read_config(path) for path in paths]

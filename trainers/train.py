@@ -11,7 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets.commit import hold, partial_folder, partial_folders, replaced_folder
+from datasets.commit import (
+    hold,
+    is_replaced,
+    partial_folder,
+    partial_folders,
+    replaced_folder,
+)
 from datasets.errors import EnvironmentFailed, ImageError, OutputError, SourceError, UserError
 from datasets.manifest import sha256_text
 from datasets.schema import canonical_json
@@ -29,6 +35,8 @@ from trainers.models import build
 from trainers.results import TensorBoard, finish, finish_ensemble
 from trainers.state import History
 
+FEW_STEPS = 100  # on 320 photos the loss of 24 steps went up
+
 
 def train(
     config: TrainConfig, n_members: int, report: Report, is_part: bool = False
@@ -43,13 +51,14 @@ def train(
         raise UserError(f"--seed {config.seed}: expected at most {2**32 - n_members}")
     if config.overwrite and n_members > 1:
         raise UserError("--overwrite: replaces one network; choose another --out for --ensemble")
-    with training(config):
+    with training_folder(config):
         if n_members > 1:
             return train_ensemble(config, n_members, report)
         if is_part:
-            return train_part(config, open_data(config.data, report), report)
+            return train_part(config, open_training(config, report), report)
         put_back(config.out)
-        data = open_data(config.data, report)
+        refuse_foreign(config)
+        data = open_training(config, report)
         if config.overwrite and is_in_the_way(config, data):
             return train_beside(config, data, report)
         return train_one(config, data, report)
@@ -58,8 +67,15 @@ def train(
 def put_back(out: Path) -> None:
     """Gives a run its place again that `train_beside` was killed replacing."""
     for path in partial_folders(out):
-        if path == replaced_folder(path) and not out.exists():
+        if is_replaced(path) and not out.exists():
             path.rename(out)
+
+
+def refuse_foreign(config: TrainConfig) -> None:
+    """Before data are read. Raises: OutputError if the folder holds something else than a run."""
+    out = config.out
+    if out.is_dir() and not all(path.name.startswith(".") for path in out.iterdir()):
+        stored_run(config)
 
 
 def is_in_the_way(config: TrainConfig, data: Data) -> bool:
@@ -93,19 +109,19 @@ def train_beside(config: TrainConfig, data: Data, report: Report) -> dict[str, A
     return result
 
 
-@contextmanager
-def training(config: TrainConfig) -> Iterator[None]:
-    """Within it the run folder is held, and TensorFlow repeats.
+def open_training(config: TrainConfig, report: Report, with_test: bool = True) -> Data:
+    """The data, with TensorFlow there and made to repeat. It takes seconds to load, so whatever is
+    wrong with the data is told before.
 
-    Raises: UserError for what goes wrong with files in it, and for options that exclude each other.
+    Raises: UserError for data that cannot be trained on, and for options that exclude each other.
     """
     if config.gpus > 1 and config.model.activity_l1:
         # Replicas are threads that trace one Keras model, which keeps such losses in one list.
         raise UserError("--activity-l1: with one GPU only; leave it out, or give --gpus 1")
+    data = open_data(config.data, report, with_test)
     tf = import_tensorflow(config.threads, config.gpus)
     tf.config.experimental.enable_op_determinism()
-    with training_folder(config):
-        yield
+    return data
 
 
 @contextmanager
@@ -133,7 +149,7 @@ def train_ensemble(config: TrainConfig, n_members: int, report: Report) -> dict[
     """
     out, members = config.out, [config.out / f"member-{i}" for i in range(n_members)]
     begin_whole(config, ENSEMBLE, [member.name for member in members], "ensemble")
-    data = open_data(config.data, report)
+    data = open_training(config, report)
     for i, member in enumerate(members):
         seed = config.seed + i
         report.say(f"member {i + 1} of {n_members}", event="member", out=str(member))
@@ -223,6 +239,13 @@ def train_one(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]
         if is_begun:
             history, optimizer = restored(config, learner, shown, config.out / STATE)
         n_copies = shown.train.source.n_copies
+        n_steps = (config.epochs or 0) * shown.train.steps_per_epoch
+        if not config.model.transfer and n_steps < FEW_STEPS:
+            report.say(
+                f"{n_steps} steps in all are few for a network that learns from nothing: give more "
+                "--epochs, or a --model that has learned from other photos, such as MobileNetV2",
+                event="few_steps",
+            )
         if config.data.per_epoch == "one-copy" and (config.epochs or 0) > n_copies:
             report.say(
                 f"there are {n_copies} copies and {config.epochs} epochs: after the last copy the "

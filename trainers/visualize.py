@@ -16,7 +16,6 @@ from pipeline.online import open_images
 from pipeline.preview import draw
 from pipeline.report import Report
 from pipeline.shard import decode_one
-from pipeline.stream import import_tensorflow
 from trainers.activations import Network, named_layers, shapes_of
 from trainers.evaluate import ENSEMBLE, EvaluateConfig, data_of, load_model, read_config
 from trainers.network_sheets import Shown, cam_sheet, kernel_sheet, map_sheet
@@ -92,7 +91,6 @@ def open_network(config: VisualizeConfig) -> Network:
     path = config.path
     if (path / ENSEMBLE).is_file():
         raise UserError(f"{path}: is an ensemble; name one of its members, such as {path}/member-0")
-    import_tensorflow()
     model = load_model(path)
     takes, gives = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
     if not isinstance(takes, tuple) or len(takes) != 4 or takes[3] not in (1, 3):

@@ -18,6 +18,7 @@ STEPS = {
     "rename shard": ("os.rename", r"\.partial-\w+/\.train-[^/]+\.tmp$"),
     "write record": ("open", r"\.records/\.train[^/]+\.tmp$"),
     "rename record": ("os.rename", r"\.records/\.train[^/]+\.tmp$"),
+    "rename fifth record": ("os.rename", r"\.records/\.train[^/]+\.tmp$", 5),
     "link shard": ("os.link", r"/out/train-[^/]+$"),
     "rename index": ("os.rename", r"/\.out\.index-\w+\.tmp$"),
     "rename manifest": ("os.rename", r"/\._manifest\.json[^/]+\.tmp$"),
