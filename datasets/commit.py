@@ -106,7 +106,7 @@ def unfinished_runs(out: Path, is_published: bool) -> list[Path]:
         found = []
     else:
         found = sorted(p for p in out.iterdir() if UNFINISHED.fullmatch(p.name) and p.is_dir())
-    return [path for path in found if not is_replaced(path)]
+    return [path for path in found if not (is_replaced(path) or path.is_symlink())]
 
 
 def refuse_if_held(out: Path) -> None:
