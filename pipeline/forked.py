@@ -2,6 +2,7 @@
 imported once for all of them. Its import says that nothing of it is garbage, now or at the end."""
 
 import gc
+import tempfile
 
 import cv2
 import distributed.http.worker.prometheus
@@ -14,5 +15,8 @@ import typer
 
 import pipeline.carry
 
+# Python finds the folder for temporary files by writing one there, which a worker that is killed in
+# that moment would leave.
+tempfile.gettempdir()
 # Else each worker would look at half a million objects every now and then, and so copy their pages.
 gc.freeze()

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from datasets.errors import EnvironmentFailed
-from pipeline import cluster
+from pipeline import cluster, workers
 from pipeline.workers import connect
 from tests.running import (
     Cluster,
@@ -97,6 +97,11 @@ def test_local_workers_that_die_while_they_start_are_told_in_one_line(tmp_path: 
     assert "one died while it started" in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_local_workers_write_no_file_to_find_the_temporary_folder() -> None:
+    found = list(workers.run(eval, ["__import__('tempfile').tempdir"] * 2, 2, None, None))
+    assert found == [tempfile.gettempdir()] * 2
 
 
 def test_no_scheduler_at_the_address_is_told_in_one_line(tmp_path: Path) -> None:
