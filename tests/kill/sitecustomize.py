@@ -20,7 +20,7 @@ STEPS = {
     "rename record": ("os.rename", r"\.records/\.train[^/]+\.tmp$"),
     "rename fifth record": ("os.rename", r"\.records/\.train[^/]+\.tmp$", 5),
     "link shard": ("os.link", r"/out/train-[^/]+$"),
-    "rename index": ("os.rename", r"/\.out\.index-\w+\.tmp$"),
+    "rename index": ("os.rename", r"/\.\.out\.index-[^/]+\.tmp$"),
     "rename manifest": ("os.rename", r"/\._manifest\.json[^/]+\.tmp$"),
     "remove records": ("shutil.rmtree", r"/\.records$"),
     "rename success": ("os.rename", r"/\._SUCCESS[^/]+\.tmp$"),
