@@ -190,19 +190,19 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def hashes(manifest: Manifest) -> dict[str, tuple[int, str]]:
+def named_files(manifest: Manifest) -> dict[str, tuple[int, str]]:
     """Every file that the manifest names, in order -> its size in bytes and its sha256."""
     known = {r.name: (r.bytes, r.sha256) for r in manifest.shards}
     known |= {name: (f["bytes"], f["sha256"]) for name, f in manifest.files.items()}
     return dict(sorted(known.items()))
 
 
-def absences(found: Mapping[str, int], manifest: Manifest) -> Iterator[tuple[str, str]]:
+def missing_or_cut(found: Mapping[str, int], manifest: Manifest) -> Iterator[tuple[str, str]]:
     """(file, what is wrong) for every file that is not there, or not as long as the manifest says.
 
     found: The files that are there -> their sizes.
     """
-    for name, (size, _) in hashes(manifest).items():
+    for name, (size, _) in named_files(manifest).items():
         if name not in found:
             yield name, "missing"
         elif found[name] != size:
@@ -212,8 +212,8 @@ def absences(found: Mapping[str, int], manifest: Manifest) -> Iterator[tuple[str
 def damages(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
     """(file, what is wrong) for every file that is not as the manifest says, and for every file
     that a reader would take for a shard and that the manifest does not name."""
-    known, found = hashes(manifest), storage.files_below(folder)
-    absent = dict(absences(found, manifest))
+    known, found = named_files(manifest), storage.files_below(folder)
+    absent = dict(missing_or_cut(found, manifest))
     for name, (_, sha256) in known.items():
         if name in absent:
             yield name, absent[name]

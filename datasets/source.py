@@ -114,8 +114,7 @@ class Listing:
     @property
     def empty_classes(self) -> list[str]:
         """Those that no sample of any split has."""
-        labels = [part.labels for part in self.splits.values()]
-        used = set(np.unique(np.concatenate(labels)).tolist()) if labels else set()
+        used = {label for part in self.splits.values() for label in np.unique(part.labels).tolist()}
         return [name for i, name in enumerate(self.classes) if i not in used]
 
 

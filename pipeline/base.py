@@ -86,9 +86,16 @@ def read_partial(folder: Path) -> Base | None:
         run = json.loads(read_file(folder / RUN))
         job_sha256 = Job(**run["job"]).sha256()
         schema = FORMATS[run["job"]["format"]].read_schema(folder / shards[0].name)
-        known = (run["job"], job_sha256, list(schema.classes), run["probe"], run["versions"])
-        text = encode_manifest(Manifest(*known, shards, files={}))
-        manifest = decode_manifest(text, folder / RUN)  # refuses what cannot be
+        found = Manifest(
+            job=run["job"],
+            job_sha256=job_sha256,
+            classes=list(schema.classes),
+            probe=run["probe"],
+            versions=run["versions"],
+            shards=shards,
+            files={},
+        )
+        manifest = decode_manifest(encode_manifest(found), folder / RUN)  # refuses what cannot be
     except (OSError, ValueError, LookupError, TypeError, Damaged):
         return None
     entries = read_index(folder.with_name(match["out"]), job_sha256) if match else {}

@@ -109,7 +109,7 @@ def parse(data: bytes, where: str) -> Any:
 def apply(change: str, body: dict[str, Any]) -> None:
     """Changes the job as `--set` says; with nothing behind the `=` the key is taken out.
 
-    Raises: JobError if it cannot be read, or no step has that command.
+    Raises: JobError if it cannot be read, no step has that command, or what is to be taken out.
     """
     where = f"--set {change}"
     key, equals, text = change.partition("=")
@@ -118,18 +118,25 @@ def apply(change: str, body: dict[str, Any]) -> None:
     value = parse(text.encode(errors="surrogateescape"), where)
     command, dot, option = key.partition(".")
     if not dot:
-        body.pop(key, None)
-        body |= {} if value is None else {key: value}
+        if value is not None:
+            body[key] = value
+        elif body.pop(key, None) is None:
+            raise JobError(f"{where}: there is no {shown_name(key)} to take out")
         return
     steps = body.get("steps")
     named = [s for s in steps if isinstance(s, dict)] if isinstance(steps, list) else []
     if not any(command in step for step in named):
         listed = ", ".join(dict.fromkeys(shown_name(name) for step in named for name in step))
         raise JobError(f"{where}: no step is {command}; there are {listed}")
+    is_there = False
     for step in named:
         if command in step and isinstance(step[command] or {}, dict):
-            others = {k: v for k, v in (step[command] or {}).items() if dashed(k) != dashed(option)}
-            step[command] = others | ({} if value is None else {option: value})
+            options = step[command] or {}
+            others = {k: v for k, v in options.items() if dashed(k) != dashed(option)}
+            is_there |= others.keys() != options.keys()
+            step[command] = others if value is None else {**others, option: value}
+    if value is None and not is_there:
+        raise JobError(f"{where}: no step of {command} has {shown_name(option)} to take out")
 
 
 def dashed(name: str) -> str:

@@ -26,7 +26,7 @@ from datasets.commit import (
 )
 from datasets.errors import Damaged, OutputError
 from datasets.index import index_path
-from datasets.manifest import Manifest, absences, mended, read_manifest
+from datasets.manifest import Manifest, mended, missing_or_cut, read_manifest
 from datasets.schema import canonical_json
 from datasets.versions import last_pointer, latest, refuse_others
 from pipeline.base import Base, has_sidecars, is_successor
@@ -68,7 +68,7 @@ def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
         return None
     manifest = read_manifest(out)
     if manifest.job_sha256 == plan.job_sha256:
-        for name, wrong in absences(storage.files_below(out), manifest):
+        for name, wrong in missing_or_cut(storage.files_below(out), manifest):
             raise Damaged(f"{out / name}: {wrong}; {mended(out)}")
         return manifest
     changed = differences(manifest.job, json.loads(canonical_json(asdict(plan.job))))
@@ -89,7 +89,8 @@ def find_base(plan: Plan, overwrite: bool, report: Report) -> Base | None:
     if base.manifest.classes != list(plan.classes):
         report.say(
             f"the classes are others than in {base.folder} ({len(plan.classes)}, there were "
-            f"{len(base.manifest.classes)}), so a class may have another number now",
+            f"{len(base.manifest.classes)}), so a class may have another number; train anew "
+            "what knows the old ones",
             event="classes",
             classes=list(plan.classes),
         )

@@ -204,7 +204,9 @@ def augmenting(
     keep: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Of --publish: remove all but so many versions, unless somebody reads them."
+            min=1,
+            help="Of --publish: remove all but so many versions, unless somebody reads "
+            "them, and what unfinished runs left.",
         ),
     ] = None,
 ) -> AugmentConfig:

@@ -126,10 +126,12 @@ def release(plan: Plan, before: int, keep: int | None, report: Report) -> None:
     for name, path in indexes(plan.folder.parent):
         if path != own and (plan.is_published or name == plan.folder.name):
             storage.remove(path)
-    for version, is_gone in prune(plan.out, keep) if keep and plan.is_published else ():
+    if not (keep and plan.is_published):
+        return
+    for version, is_gone in prune(plan.out, keep):
         told = "removed, an old version" if is_gone else "old, but kept while somebody may read it"
         report.say(f"{plan.out / version}: {told}", event="version", removed=is_gone)
-    for path in unfinished_runs(plan.out, is_published=True) if keep and plan.is_published else ():
+    for path in unfinished_runs(plan.out, is_published=True):
         if not is_sealed(path):  # else it was ready, and is a version but for its name
             storage.remove(path)
             report.say(f"{path}: removed, left by an unfinished run of another job", event="stale")

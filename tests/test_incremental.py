@@ -416,10 +416,14 @@ def test_a_run_of_another_job_that_came_to_no_end_goes_with_the_old_versions(
     job = ("augment", "--dataset", edited.save(), "--max-bad", 0.5, "--workers", 0, "--out", out)
     run_killed(*job, "--publish", step="rename record", victim="group", folder=edited.folder)
     (left,) = unfinished_runs(out, is_published=True)
+    theirs = write_photos(out.parent / "theirs")
+    link = out / f".{'0' * 16}.partial-{'0' * 16}"
+    link.symlink_to(theirs)
     other = (*job, "--copies", 1, "--publish")
     assert f"{left}: left by an unfinished run of another job" in run(*other).stderr
     assert f"{left}: removed, left by" in run(*other, "--keep", 2).stderr
     assert not left.exists()
+    assert tree_hash(link) == tree_hash(theirs) != {}
 
 
 def test_clean_removes_the_index_of_an_output_that_is_gone(edited: Photos) -> None:

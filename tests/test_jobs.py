@@ -119,6 +119,8 @@ def test_set_changes_a_key_or_an_option_of_every_step_of_a_command(tmp_path: Pat
         ("augment.copies=x", "step 1 (augment): copies: found 'x', expected a whole number"),
         ("augment.copys=1", "step 1 (augment): copys is not known, the nearest is copies"),
         ("dedline=1h", "dedline is not known, the nearest is deadline"),
+        ("dedline=", "there is no dedline to take out"),
+        ("augment.copys=", "no step of augment has copys to take out"),
         ("deadline=0.5s", "deadline: found '0.5s', expected a time such as 90s, 30min or 6h"),
         ("deadline=*x", "anchors and aliases are not accepted"),
     ],

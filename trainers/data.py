@@ -121,8 +121,8 @@ def parted(
         )
     if len(np.unique(source.labels[positions])) < 2:
         raise UserError(
-            "all images to train on are of one class, and there is nothing to learn; expected a "
-            "folder for each class"
+            f"{config.offline or config.augment.dataset}: all images to train on are of one class, "
+            "and there is nothing to learn; expected a folder, or a label, for each class"
         )
     images: Images = source
     if config.per_epoch == "all-copies" and isinstance(source, ShardImages):
