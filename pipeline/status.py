@@ -52,6 +52,12 @@ class Status:
         between = datetime.fromisoformat(self.end) - datetime.fromisoformat(self.start)
         return duration(between.total_seconds())
 
+    @property
+    def trouble(self) -> str:
+        """What went wrong, and when it last went well."""
+        success = f"last success {shown_time(self.last_success)}" if self.last_success else ""
+        return "; ".join(filter(None, (self.error, success or "it has never succeeded")))
+
 
 def known_folder(folder: Path) -> Path:
     """The folder. Raises: UserError if it is none of this machine."""
@@ -129,7 +135,8 @@ def as_json(found: Sequence[Status]) -> str:
 
 
 def show(found: Sequence[Status], folders: Sequence[Path]) -> None:
-    """Prints a table."""
+    """Prints a table, and under it what went wrong and when it last went well."""
+    from rich import box
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -139,24 +146,25 @@ def show(found: Sequence[Status], folders: Sequence[Path]) -> None:
         return
     table = Table(
         Column("job", overflow="fold"),
-        *("last run", "took", "code", ""),
-        *(Column(name, justify="right") for name in ("rows", "not used")),
-        "last success",
+        *(Column(name, no_wrap=True) for name in ("last run", "took")),
+        "outcome",
+        *(Column(name, justify="right", no_wrap=True) for name in ("rows", "not used")),
+        box=box.SIMPLE_HEAD,  # which leaves most room in 80 columns
+        padding=(0, 1, 0, 0),
+        show_edge=False,
     )
     for one in found:
         table.add_row(
             one.job if len(folders) == 1 else str(Path(one.folder, one.job)),
             shown_time(one.start),
             one.took,
-            "" if one.exit_code is None else str(one.exit_code),
-            one.state,
+            f"{one.state} ({one.exit_code})" if one.exit_code else one.state,
             *("" if n is None else f"{n:,}" for n in (one.rows, one.quarantined)),
-            shown_time(one.last_success),
         )
     console.print(table)
     for one in found:
-        if one.error:
-            console.print(f"{one.job}: {one.error}", soft_wrap=True)
+        if one.exit_code:
+            console.print(f"{one.job}: {one.trouble}", soft_wrap=True)
 
 
 def shown_time(timestamp: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -378,6 +379,28 @@ def test_status_of_outputs_is_that_of_the_runs_that_wrote_them(tmp_path: Path) -
     assert (found["job"], found["exit_code"], found["quarantined"]) == ("digits", 0, 0)
     assert found["rows"] == 120
     assert found["last_success"] == found["end"]
+
+
+def test_the_table_of_jobs_fits_into_80_columns(tmp_path: Path) -> None:
+    first = {"start": "2026-11-24T02:00:00+00:00", "end": "2026-11-24T03:21:00+00:00"}
+    second = {"start": "2026-11-25T02:00:00+00:00", "end": "2026-11-25T04:00:00+00:00"}
+    done = {**first, "exit_code": 0, "steps": [{"rows": 1_234_567, "quarantined": 12}]}
+    late = {**second, "exit_code": 6, "error": "past its deadline of 2 h", "steps": []}
+    append_line(tmp_path / "birds.runs.jsonl", done)
+    append_line(tmp_path / "birds.runs.jsonl", late)
+    append_line(tmp_path / "nightly-birds.runs.jsonl", done)
+    append_line(tmp_path / "other.runs.jsonl", {**late, "error": "no such folder", "exit_code": 2})
+    found = run("status", tmp_path, code=3, env={"COLUMNS": "80"})
+    head, _, *lines = (re.split("  +", line.strip()) for line in found.stdout.splitlines())
+    assert head == ["job", "last run", "took", "outcome", "rows", "not used"]
+    assert lines == [
+        ["birds", "2026-11-25 02:00", "2 h 00 min", "past its"],
+        ["deadline (6)"],
+        ["nightly-birds", "2026-11-24 02:00", "1 h 21 min", "done", "1,234,567", "12"],
+        ["other", "2026-11-25 02:00", "2 h 00 min", "wrong use (2)"],
+        ["birds: past its deadline of 2 h; last success 2026-11-24 03:21"],
+        ["other: no such folder; it has never succeeded"],
+    ]
 
 
 def test_status_where_nothing_has_run_is_well(tmp_path: Path) -> None:
