@@ -21,6 +21,7 @@ from datasets.errors import SourceError, UserError
 from datasets.fingerprint import fingerprint, scan
 from datasets.source import Listing, Source, check_listing
 from pipeline import preview
+from pipeline.callbacks import callbacks
 from pipeline.library_ops import LibraryStage
 from pipeline.opencv_kernel import augment_batch, margin, prepare
 from pipeline.pixels import Pixels, load_pixels
@@ -180,6 +181,7 @@ def augmented(stream: Stream, start: int, stop: int, engine: str) -> tf.data.Dat
     tf = import_tensorflow()
     from pipeline.tensorflow_kernel import augment_batch
 
+    @callbacks().allow
     def fetch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.int64]:
         copy, positions = stream.chosen(int(step))
         images, labels = stream.fetch(positions, 0)

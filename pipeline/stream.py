@@ -12,6 +12,7 @@ import numpy as np
 
 from datasets.blocks import blocks_per_group, epoch_order
 from datasets.errors import EnvironmentFailed, ImageError, SourceError, UserError
+from pipeline.callbacks import callbacks
 from pipeline.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -199,11 +200,12 @@ def as_dataset(stream: Stream, start: int, stop: int) -> tf.data.Dataset:
     start: Where to begin: epoch * steps_per_epoch + batch, so any state can be restored.
     """
     tf = import_tensorflow()
+    answer = callbacks().allow(stream.group)
 
     def made(number: Tensor) -> tuple[Tensor, Tensor]:
         # Stateless, or op determinism would let only one call run at a time.
         kinds = [stream.source.dtype, tf.int64]
-        group = tf.numpy_function(stream.group, [number], kinds, stateful=False)
+        group = tf.numpy_function(answer, [number], kinds, stateful=False)
         return with_shapes(stream, *group)
 
     def split(images: Tensor, labels: Tensor) -> Any:

@@ -26,7 +26,7 @@ from pipeline.online import augmented, contact_sheet, open_images
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from pipeline.stream import Stream, import_tensorflow
-from tests.running import run, write_photos
+from tests.running import run, run_script, write_photos
 
 QUIET = Report(quiet=True)
 EVERY_OP = ("shift()", "rotate()", "flip()", "brightness()", "flip(vertical=0.5)|fill(mode='wrap')")
@@ -336,6 +336,27 @@ def test_the_lines_of_the_readme_give_ten_epochs() -> None:
     assert len(names["batches"]) == 10 * names["stream"].steps_per_epoch
     batch, labels = next(names["batches"].as_numpy_iterator())
     assert (batch.shape, labels.shape) == ((64, 8, 8, 1), (64,))
+
+
+HALF_READ = """
+import sys
+from pathlib import Path
+from pipeline.online import augmented, open_images
+from pipeline.plan import AugmentConfig
+from pipeline.report import Report
+from pipeline.stream import Stream
+
+config = AugmentConfig("digits", Path("unused"), image_size=(96, 96))
+images = open_images(config, "memory", Report(quiet=True))
+stream = Stream(images, images.usable, batch_size=1000, order_seed=0)
+iterator = iter(augmented(stream, 0, 10_000, sys.argv[1]))
+next(iterator)
+"""
+
+
+@pytest.mark.parametrize("engine", ["opencv", "tensorflow"])
+def test_a_process_may_end_while_its_dataset_is_half_read(engine: str) -> None:
+    run_script(HALF_READ, engine)
 
 
 @pytest.mark.parametrize("engine", ["opencv", "tensorflow"])
