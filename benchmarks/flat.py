@@ -101,7 +101,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with scratch_folder() as folder:
         few = min(watch(FEW, arguments.data_dir, folder)[1] for _ in range(2))
-        looks, many = watch(SHARDS, arguments.data_dir, folder)
+        runs = [watch(SHARDS, arguments.data_dir, folder) for _ in range(2)]
+        looks, many = min(runs, key=lambda found: found[1])
     flat = is_flat(looks)
     cost = (many - few) / (SHARDS - FEW) * 1000
     holds = cost < CLAIM_MS
