@@ -27,7 +27,8 @@ class Callbacks:
     """What threads are calling now; after `end` every call fails, and soon none comes."""
 
     def __init__(self) -> None:
-        self.lock, self.n_running, self.last, self.is_over = threading.Lock(), 0, -inf, False
+        self.changed = threading.Condition()
+        self.n_running, self.last, self.is_over = 0, -inf, False
 
     def allow(self, function: Callable[P, R]) -> Callable[P, R]:
         """The same function, to be called by any thread until the end. Raises: StopIteration after
@@ -35,29 +36,32 @@ class Callbacks:
 
         @wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> R:
-            with self.lock:
-                self.last = time.monotonic()
+            self._count(1)
+            try:
                 if self.is_over:
                     raise StopIteration
-                self.n_running += 1
-            try:
                 return function(*args, **kwargs)
             finally:
-                with self.lock:
-                    self.n_running -= 1
-                    self.last = time.monotonic()
+                self._count(-1)
 
         return called
 
+    def _count(self, n: int) -> None:
+        with self.changed:
+            self.n_running += n
+            self.last = time.monotonic()
+            self.changed.notify_all()
+
     def end(self) -> None:
-        """Returns when no call has come for a moment."""
-        self.is_over, started = True, time.monotonic()
-        while time.monotonic() - started < PATIENCE_S:
-            with self.lock:
-                quiet_s = 0 if self.n_running else time.monotonic() - self.last
-            if quiet_s >= QUIET_S:
-                return
-            time.sleep(QUIET_S / 10)
+        """Returns when no call has come for `QUIET_S`, or after `PATIENCE_S` all the same."""
+        give_up = time.monotonic() + PATIENCE_S
+        with self.changed:
+            self.is_over = True
+            while (now := time.monotonic()) < give_up:
+                until = give_up if self.n_running else min(give_up, self.last + QUIET_S)
+                if until <= now:
+                    return
+                self.changed.wait(until - now)
 
 
 @cache

@@ -55,8 +55,10 @@ class Status:
     @property
     def trouble(self) -> str:
         """What went wrong, and when it last went well."""
-        success = f"last success {shown_time(self.last_success)}" if self.last_success else ""
-        return "; ".join(filter(None, (self.error, success or "it has never succeeded")))
+        success = "it has never succeeded"
+        if self.last_success:
+            success = f"last success {shown_time(self.last_success)}"
+        return f"{self.error}; {success}" if self.error else success
 
 
 def known_folder(folder: Path) -> Path:
