@@ -59,20 +59,24 @@ class Cifar:
         refs: list[tuple[str, int]] = []
         labels: list[np.ndarray] = []
         record = self.n_labels + PIXELS
+        buffer = bytearray(MAX_RUN * record)
         for file in self.files[split]:
             path = self.root / self.folder / file
+            size, column = 0, bytearray()
             try:
-                data = np.fromfile(path, np.uint8)
+                with path.open("rb") as data:
+                    while n := data.readinto(buffer):
+                        size += n
+                        column += buffer[self.n_labels - 1 : n : record]
             except OSError as err:
                 raise self._broken(path, err) from err
-            if data.size == 0 or data.size % record:
-                why = f"{data.size:,} bytes, expected a multiple of {record}"
+            if size == 0 or size % record:
+                why = f"{size:,} bytes, expected a multiple of {record}"
                 raise self._broken(path, why)
-            column = data.reshape(-1, record)[:, self.n_labels - 1]
             if labels and len(column) != len(labels[0]):
                 why = f"{len(column):,} images, but {self.files[split][0]} has {len(labels[0]):,}"
                 raise self._broken(path, why)
-            labels.append(column.astype(np.int64))
+            labels.append(np.frombuffer(column, np.uint8).astype(np.int64))
             refs += [(file, i) for i in range(len(column))]
         ids = [f"{split}/{i:05d}" for i in range(len(refs))]
         return Samples(ids, np.concatenate(labels), refs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 import time
 import warnings
@@ -45,6 +46,10 @@ def start(n_workers: int, scheduler: str | None, stack: ExitStack) -> Callable[[
     """Begins to connect, in a thread; what it gives waits for the client, and raises what `connect`
     does. The connection, and the local processes, end with the stack, or soon after it where they
     are not there yet."""
+    if scheduler is None:
+        start_fork_server()
+    import distributed  # noqa: F401  # not in the thread: both would compute, and wait for each other
+
     inside, is_over = ExitStack(), Event()
     connected: Future[Client] = Future()
 
@@ -110,12 +115,6 @@ def run(
 def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
     """A client of the running cluster, or of a local one that ends with the stack."""
     if scheduler is None:
-        # Ctrl-C at a terminal reaches every process, but this one ends the others: what is started
-        # by a thread that blocks it never sees it. (The tracker would unblock it, if made here.)
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGINT})
-        scratch_folder()  # before the first socket is made
         start_fork_server()
     import dask
     from distributed import Client, LocalCluster
@@ -158,7 +157,6 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
         stack.callback(cluster.sync, close_workers, cluster)
         client = Client(cluster)
         stack.callback(client.close)  # from any thread, where the client as a context is of one
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return client
     # Ours says it in one line, of all that matters, and stops.
     warnings.filterwarnings("ignore", message="Mismatched versions")
@@ -207,12 +205,18 @@ def start_fork_server() -> None:
     """Starts what local workers are forked from: a process that has imported what they need, while
     this one imports Dask, and nothing else. Never this process: a fork keeps the locks that other
     threads hold. There is one, of PyArrow's allocator, which lets go of its own before a fork."""
+    scratch_folder()  # before the first socket is made
+    resource_tracker.ensure_running()  # which would unblock what is blocked next
+    # Ctrl-C at a terminal reaches every process, but this one ends the others: what is started by a
+    # thread that blocks it never sees it.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     get_context("forkserver").set_forkserver_preload(["pipeline.forked"])
     before = os.environ.get("OPENBLAS_NUM_THREADS")
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # or NumPy would start a thread in it
     try:
         forkserver.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if before is None:
             del os.environ["OPENBLAS_NUM_THREADS"]
         else:
@@ -253,7 +257,7 @@ def results(
     waiting: dict[distributed.Future[tuple[float, list[R]]], range] = {}
 
     def send(some: range) -> None:
-        batch = [tasks[i] for i in some]
+        batch = pickle.dumps([tasks[i] for i in some])
         future = client.submit(run_batch, function, batch, pure=False, priority=-some.start)
         waiting[future] = some
         future.add_done_callback(finished.put)
@@ -297,8 +301,10 @@ def results(
         yield from found
 
 
-def run_batch(function: Callable[[T], R], tasks: list[T]) -> tuple[float, list[R]]:
-    """Seconds that a task took, and the result of each."""
+def run_batch(function: Callable[[T], R], batch: bytes) -> tuple[float, list[R]]:
+    """Seconds that a task took, and the result of each. The tasks come pickled, or Dask's scheduler
+    would make objects of all that they hold, and pickle them again."""
     started = time.monotonic()
+    tasks: list[T] = pickle.loads(batch)
     results = [function(task) for task in tasks]
     return max(1e-6, (time.monotonic() - started) / len(tasks)), results

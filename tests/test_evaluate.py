@@ -17,8 +17,7 @@ from tests.running import run, run_script, write_photos
 from trainers.data import DataConfig, open_data
 from trainers.evaluate import evaluate, predictor
 
-SMALL = ("--limit", 200, "--threads", 2)
-JOB = ("train", *SMALL, "--epochs", 3, "--dropout", 0.2, "--quiet")
+JOB = ("train", "--limit", 200, "--threads", 2, "--model", "textbook", "--epochs", 1, "--quiet")
 ALL_OPS = "shift()|rotate()|flip()|brightness()"
 
 FOREIGN = """
@@ -92,7 +91,7 @@ def test_models_that_cannot_be_used_are_told_in_one_line(
     write_photos(tmp_path / "photos", 40)
     path = tmp_path / "model.keras"
     if content == "model":
-        run("train", *SMALL, "--epochs", 1, "--quiet", "--out", tmp_path / "run")
+        run(*JOB, "--out", tmp_path / "run")
         path = tmp_path / "run"
     elif isinstance(content, bytes):
         path.write_bytes(content)
@@ -105,8 +104,7 @@ def test_models_that_cannot_be_used_are_told_in_one_line(
 def test_a_data_set_with_other_classes_is_refused(tmp_path: Path) -> None:
     ours = write_photos(tmp_path / "ours", 40)
     theirs = write_photos(tmp_path / "theirs", 40, ("cat", "cow"))
-    job = ("train", "--dataset", ours, "--image-size", 16, "--epochs", 1, "--quiet")
-    run(*job, "--out", tmp_path / "run")
+    run(*JOB, "--dataset", ours, "--image-size", 16, "--out", tmp_path / "run")
     assert " images; worst class " in run("evaluate", tmp_path / "run").stdout
     message = run("evaluate", tmp_path / "run", "--dataset", theirs, code=2).stderr
     assert "knows other classes than the data set ('dog' where that has 'cow')" in message

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pipeline.report import duration
-from tests.running import run, run_killed, write_photos
+from tests.running import run, write_photos
 from trainers.evaluate import Evaluation
 from trainers.html_report import Picture, Section, Share, Table, write_report
 from trainers.pictures import Pair, confused_pairs, confusion, confusion_counts
@@ -23,7 +23,7 @@ from trainers.run_reports import class_table
 
 VOID = {"br", "hr", "img", "link", "meta", "wbr"}
 HOSTILE = ("<script>alert(1)<", "$x$ {{ 7 * 7 }}", '"><img src=x onerror=alert(1)>')
-JOB = ("train", "--epochs", 1, "--threads", 2, "--quiet")
+JOB = ("train", "--epochs", 1, "--threads", 2, "--model", "textbook", "--quiet")
 
 
 class Page(HTMLParser):
@@ -95,7 +95,7 @@ def test_a_report_is_well_formed_and_refers_to_nothing(hostile: tuple[Path, list
 def test_names_are_shown_as_they_are(hostile: tuple[Path, list[str]]) -> None:
     page = Page(hostile[0] / "report.html")
     assert {*HOSTILE} <= {*page.texts["th"]}
-    assert page.texts["h1"] == ["a $run <b>: cnn on it's photos & more"]
+    assert page.texts["h1"] == ["a $run <b>: textbook on it's photos & more"]
     assert page.texts["title"] == page.texts["h1"]
     assert [tag for tag, _ in page.elements].count("img") == 3
 
@@ -128,32 +128,9 @@ def test_figures_are_those_of_the_result(hostile: tuple[Path, list[str]]) -> Non
         assert re.search(rf"{re.escape(name)}\d+{100 * share:.1f} %", page.text)
 
 
-def timeless(out: Path) -> str:
-    """The report's source, without what it took and without the folder's name."""
-    source = (out / "report.html").read_text(encoding="utf-8")
-    times = r"(<dt>(?:training time|waiting for images)</dt>)<dd>[^<]+</dd>"
-    found, n = re.subn(times, r"\1", source.replace(out.name, "RUN"))
-    assert n == 2
-    return found
-
-
-def test_a_run_that_went_on_has_the_report_of_one_left_alone(tmp_path: Path) -> None:
-    job = ("train", "--limit", 200, "--epochs", 2, "--threads", 2, "--quiet")
-    run(*job, "--out", tmp_path / "whole")
-    out = tmp_path / "killed"
-    for step in ("rename state again", "rename result"):
-        given = job if step == "rename state again" else (*job, "--resume", "--cache", "none")
-        run_killed(*given, "--out", out, step=step, victim="group", folder=tmp_path)
-    # It was complete once, and is not what says that the run is.
-    assert (out / "report.html").is_file()
-    assert not (out / "result.json").exists()
-    run(*job, "--resume", "--log-format", "json", "--out", out)
-    assert timeless(out) == timeless(tmp_path / "whole")
-
-
 def test_reports_of_an_ensemble_name_the_command_of_the_whole(tmp_path: Path) -> None:
-    job = ["train", "--limit", "200", "--epochs", "1", "--quiet", "--ensemble", "2", "--seed", "7"]
-    job += ["--out", str(tmp_path / "two")]
+    job = ["train", "--limit", "200", "--epochs", "1", "--model", "textbook", "--quiet"]
+    job += ["--ensemble", "2", "--seed", "7", "--out", str(tmp_path / "two")]
     run(*job)
     pages = [Page(tmp_path / "two" / name / "report.html") for name in ("", "member-0", "member-1")]
     for page in pages:

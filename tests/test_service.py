@@ -251,7 +251,7 @@ else:
 def test_a_signal_ends_a_run_with_workers_and_the_next_one_goes_on(
     tmp_path: Path, number: int, code: int
 ) -> None:
-    step = augment(tmp_path, limit=100, copies=2000, workers=2, **{"block-samples": 16})
+    step = augment(tmp_path, limit=100, copies=700, workers=2, **{"block-samples": 16})
     job = write_job(tmp_path, step)
     with running(job, lambda: any(tmp_path.glob(".out.partial-*/.records/*"))) as process:
         others = family(process)
@@ -265,7 +265,7 @@ def test_a_signal_ends_a_run_with_workers_and_the_next_one_goes_on(
     assert not (tmp_path / "out").exists()
     assert "resuming: " in run("run", job, "--set", "augment.workers=0").stderr
     assert [record["exit_code"] for record in records(tmp_path)] == [code, 0]
-    options = ("--limit", 100, "--copies", 2000, "--block-samples", 16, "--workers", 0)
+    options = ("--limit", 100, "--copies", 700, "--block-samples", 16, "--workers", 0)
     run("augment", *options, "--out", tmp_path / "whole")
     assert tree_hash(tmp_path / "out") == tree_hash(tmp_path / "whole")
 

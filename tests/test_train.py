@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from trainers.data import DataConfig, open_data
 
 SLOW = pytest.mark.slow
 SMALL = ("--limit", 200, "--threads", 2)
+QUICK = (*SMALL, "--model", "textbook")  # its graph is made in half the time
 JOB = ("train", *SMALL, "--epochs", 3, "--dropout", 0.2, "--quiet")
 POLICY = "shift()|rotate()|brightness()|albumentations.GaussNoise(p=0.5)"
 
@@ -59,14 +58,26 @@ def test_shards_and_the_online_path_give_the_same_losses_and_weights(
     assert_same_training(tmp_path / "online", tmp_path / "offline")
 
 
+def timeless_report(out: Path) -> str:
+    """The report's source, without what it took and without the folder's name."""
+    source = (out / "report.html").read_text(encoding="utf-8")
+    times = r"(<dt>(?:training time|waiting for images)</dt>)<dd>[^<]+</dd>"
+    found, n = re.subn(times, r"\1", source.replace(out.name, "RUN"))
+    assert n == 2
+    return found
+
+
 def test_a_training_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> None:
     run(*JOB, "--out", tmp_path / "whole")
-    out = tmp_path / "killed"
-    for step in ("rename state again", "rename result"):
-        run_killed(*JOB, "--resume", "--out", out, step=step, victim="group", folder=tmp_path)
+    out = tmp_path / "again"
+    for step, given in {"rename state again": (), "rename result": ("--cache", "none")}.items():
+        job = (*JOB, "--resume", *given, "--out", out)
+        run_killed(*job, step=step, victim="group", folder=tmp_path)
         assert not (out / "result.json").exists()
-    run(*JOB, "--resume", "--out", out)
+    assert (out / "report.html").exists()  # whole, and not what says that the run is
+    run(*JOB, "--resume", "--log-format", "json", "--out", out)
     assert_same_training(tmp_path / "whole", out)
+    assert timeless_report(out) == timeless_report(tmp_path / "whole")
     found, want = (json.loads((f / "result.json").read_text()) for f in (out, tmp_path / "whole"))
     assert {**found, "seconds": 0, "input_seconds": 0} == {**want, "seconds": 0, "input_seconds": 0}
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".lock")] == []
@@ -75,29 +86,28 @@ def test_a_training_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_pa
 PREDICT = """
 import sys
 import keras, numpy as np
-model = keras.models.load_model(sys.argv[1], compile=False)
 images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), np.uint8)
-np.save(sys.argv[2], model.predict(images, verbose=0))
-assert not any("andom" in type(layer).__name__ for layer in model.layers)  # no augmentation in it
+for path in sys.argv[1:]:
+    model = keras.models.load_model(path, compile=False)
+    np.save(f"{path}.npy", model.predict(images, verbose=0))
+    assert not any("andom" in type(layer).__name__ for layer in model.layers)  # no augmentation
+assert "trainers" not in sys.modules
 """
 
 
 def test_saved_models_reload_elsewhere_and_predict_the_same(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run("train", *SMALL, "--epochs", 1, "--model", "textbook", "--save-h5", "--quiet", "--out", out)
-    found = []
-    for name in ("model.keras", "model.h5"):
-        target = tmp_path / f"{name}.npy"
-        script = [sys.executable, "-c", PREDICT, str(out / name), str(target)]
-        subprocess.run(script, check=True, cwd=tmp_path, capture_output=True, timeout=120)
-        found.append(np.load(target))
+    run("train", *QUICK, "--epochs", 1, "--save-h5", "--quiet", "--out", out)
+    files = [out / "model.keras", out / "model.h5"]
+    run_script(PREDICT, *files)
+    found = [np.load(f"{file}.npy") for file in files]
     assert found[0].shape == (32, 10)
     assert_array_equal(found[0], found[1])
 
 
 def test_a_run_folder_is_complete(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    result = run("train", *SMALL, "--epochs", 2, "--patience", 1, "--out", out)
+    result = run("train", *QUICK, "--epochs", 2, "--patience", 1, "--out", out)
     assert "4 steps in all are few" in result.stderr
     assert "epoch 1 of 2: loss " in result.stderr
     names = "best.npz config.json confusion.png curves.png history.csv mistakes.png "
@@ -218,6 +228,41 @@ np.testing.assert_allclose(*guesses, rtol=1e-2, atol=1e-2)
 @pytest.mark.parametrize("model", ["cnn", "textbook"])
 def test_two_replicas_learn_what_one_learns(model: str) -> None:
     run_script(REPLICAS, model)
+
+
+REPEATED = """
+import sys
+from pathlib import Path
+from pipeline.stream import import_tensorflow
+tf = import_tensorflow(2)
+tf.config.experimental.enable_op_determinism()
+import keras, numpy as np
+from pipeline.plan import AugmentConfig
+from trainers.config import TrainConfig, resolved
+from trainers.data import DataConfig
+from trainers.fit import begin, make_step
+from trainers.models import ModelConfig, build
+from trainers.transfer import Phase
+
+data = DataConfig(AugmentConfig("unused", Path()))
+config = resolved(TrainConfig(data, ModelConfig("cnn"), Path()))
+rng = np.random.default_rng(0)
+batches = [(rng.integers(0, 256, (128, 32, 32, 3), np.uint8), rng.integers(0, 10, 128))] * 2
+found = []
+for _ in range(2):
+    keras.utils.set_random_seed(0)
+    model = build(config.model, (32, 32, 3), 10, 0)
+    step = make_step(config, model, begin(config, model, Phase(0, 1), 3), 10)
+    losses = [step(*map(tf.constant, batch))[0].numpy() for batch in batches]
+    found.append([*losses, *(variable.numpy() for variable in model.variables)])
+for array, again in zip(*found, strict=True):
+    np.testing.assert_array_equal(array, again)
+"""
+
+
+def test_what_is_learned_does_not_depend_on_which_thread_is_first() -> None:
+    """On digits it did not where it did on images of 32 pixels."""
+    run_script(REPEATED)
 
 
 def test_validation_is_held_out_by_hash() -> None:
@@ -372,7 +417,8 @@ def test_test_images_of_another_size_are_told_before_training(tmp_path: Path) ->
 
 
 def test_other_threads_are_refused_unless_that_is_wanted(tmp_path: Path) -> None:
-    job = ("train", "--limit", 200, "--epochs", 2, "--quiet", "--out", tmp_path / "run")
+    job = ("train", "--limit", 200, "--model", "textbook", "--epochs", 2, "--quiet")
+    job += ("--out", tmp_path / "run")
     step = "rename state again"
     run_killed(*job, "--threads", 2, step=step, victim="group", folder=tmp_path)
     message = run(*job, "--threads", 1, "--resume", code=2).stderr
@@ -385,7 +431,7 @@ def test_other_threads_are_refused_unless_that_is_wanted(tmp_path: Path) -> None
 
 
 def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    job = ("train", *SMALL, "--epochs", 1, "--quiet", "--out", tmp_path / "run")
+    job = ("train", *QUICK, "--epochs", 1, "--quiet", "--out", tmp_path / "run")
     run(*job)
     assert "holds this run; go on with --resume" in run(*job, code=2).stderr
     assert "seed was 0, now 1" in run(*job, "--seed", 1, "--resume", code=2).stderr
@@ -400,7 +446,7 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 def test_only_a_run_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("four years")
-    job = ("train", *SMALL, "--epochs", 1, "--quiet", "--out", tmp_path / "out", "--overwrite")
+    job = ("train", *QUICK, "--epochs", 1, "--quiet", "--out", tmp_path / "out", "--overwrite")
     assert "is no run of `pipeline train`" in run(*job, code=2).stderr
     assert (tmp_path / "out" / "thesis.txt").read_text() == "four years"
 
@@ -409,7 +455,7 @@ def test_only_a_run_is_replaced(tmp_path: Path) -> None:
 def test_a_run_that_is_to_be_replaced_is_whole_until_the_new_one_is(
     tmp_path: Path, step: str
 ) -> None:
-    job = ("train", *SMALL, "--epochs", 1, "--quiet", "--out", tmp_path / "out")
+    job = ("train", *QUICK, "--epochs", 1, "--quiet", "--out", tmp_path / "out")
     run(*job)
     before = tree_hash(tmp_path / "out")
     again = (*job, "--seed", 1, "--resume", "--overwrite")

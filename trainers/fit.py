@@ -146,7 +146,9 @@ def make_step(config: TrainConfig, model: Any, optimizer: Any, n_classes: int) -
         loss, right = strategy.run(part, (images, labels))
         return strategy.reduce("SUM", loss, None), strategy.reduce("SUM", right, None)
 
-    return tf.function(step, reduce_retracing=True)  # the last batch of an epoch is smaller
+    (shown,) = model.inputs  # of any number: the last batch of an epoch is smaller
+    signature = (tf.TensorSpec(shown.shape, shown.dtype), tf.TensorSpec((None,), tf.int64))
+    return tf.function(step, input_signature=signature)
 
 
 def run_epochs(
