@@ -36,7 +36,7 @@ LONG = (
     "--limit",
     "1000",
     "--copies",
-    "200",
+    "100",
     "--block-samples",
     "16",
     "--no-eval-splits",

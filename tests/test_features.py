@@ -83,10 +83,9 @@ def test_features_are_ordinary_shards_made_once(
     job += ("--copies", 2, "--epochs", 3)
     run(*job, "--features", tmp_path / "others", "--out", tmp_path / "whole")
     job += ("--features", tmp_path / "features")
-    for step in ("commit", "rename state again"):
-        out = ("--resume", "--out", tmp_path / "run")
-        run_killed(*job, *out, step=step, victim="group", folder=tmp_path)
-    run(*job, "--resume", "--out", tmp_path / "run")
+    resumed = (*job, "--resume", "--out", tmp_path / "run")
+    run_killed(*resumed, step="commit", victim="group", folder=tmp_path)
+    run(*resumed)
     found, want = (arrays(load(tmp_path / f / "model.keras")) for f in ("run", "whole"))
     for name, array in found.items():
         assert_array_equal(array, want[name])

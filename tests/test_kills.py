@@ -37,14 +37,17 @@ def resume(out: Path, *more: object) -> None:
     assert leftovers(out) == []
 
 
-@pytest.mark.parametrize("step", [*TASK_STEPS, *COMMIT_STEPS])
+@pytest.mark.parametrize(
+    ("step", "n_workers"), [*((step, 2) for step in TASK_STEPS), *((s, 0) for s in COMMIT_STEPS)]
+)
 def test_a_group_killed_at_any_step_and_resumed_gives_the_same_bytes(
-    tmp_path: Path, step: str, undisturbed: dict[str, str]
+    tmp_path: Path, step: str, n_workers: int, undisturbed: dict[str, str]
 ) -> None:
     out = tmp_path / "out"
-    run_killed(*JOB, "--out", out, "--workers", 2, step=step, victim="group", folder=tmp_path)
+    job = (*JOB, "--out", out, "--workers", n_workers)
+    run_killed(*job, step=step, victim="group", folder=tmp_path)
     assert not out.exists() or tree_hash(out) == undisturbed
-    resume(out, "--workers", 2)
+    resume(out, "--workers", n_workers)
     assert tree_hash(out) == undisturbed
 
 

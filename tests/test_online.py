@@ -354,7 +354,7 @@ next(iterator)
 """
 
 
-@pytest.mark.parametrize("engine", ["opencv", "tensorflow"])
+@pytest.mark.parametrize("engine", ["opencv", pytest.param("tensorflow", marks=pytest.mark.slow)])
 def test_a_process_may_end_while_its_dataset_is_half_read(engine: str) -> None:
     run_script(HALF_READ, engine)
 

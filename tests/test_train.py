@@ -225,7 +225,7 @@ np.testing.assert_allclose(*guesses, rtol=1e-2, atol=1e-2)
 """
 
 
-@pytest.mark.parametrize("model", ["cnn", "textbook"])
+@pytest.mark.parametrize("model", ["cnn", pytest.param("textbook", marks=SLOW)])
 def test_two_replicas_learn_what_one_learns(model: str) -> None:
     run_script(REPLICAS, model)
 
