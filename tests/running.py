@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 import psutil
 
+from tests.forked import COMMANDS, run_forked
+
 PIPELINE = str(Path(sys.executable).with_name("pipeline"))
 KILL = Path(__file__).parent / "kill"
 
@@ -32,14 +34,17 @@ def run(
     words = [*map(str, arguments)]
     if words[:1] == ["augment"] and not {"--workers", "--scheduler", "--online"} & {*words}:
         words += ["--workers", "0"]
-    result = subprocess.run(
-        [PIPELINE, *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **(env or {})},
-        timeout=300,
-        check=False,
-    )
+    if words[:1] and words[0] in COMMANDS and env is None:
+        result = run_forked(words)
+    else:
+        result = subprocess.run(
+            [PIPELINE, *words],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **(env or {})},
+            timeout=300,
+            check=False,
+        )
     assert result.returncode == code, result.stderr + result.stdout
     assert "Traceback" not in result.stderr
     return result

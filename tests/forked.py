@@ -1,0 +1,78 @@
+"""Real commands without the five seconds that each would take to import TensorFlow.
+
+Run as a script, this is a process that has imported it and started nothing of it. Each command is a
+fork of that: its arguments, environment, folder, output and exit code are its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from functools import cache
+
+TIMEOUT_S = 300
+COMMANDS = ("train", "evaluate", "crossval", "ablate", "compare", "visualize")
+
+
+@cache
+def server() -> subprocess.Popen[str]:
+    """The process that forks; it ends when this one does."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", __file__],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    atexit.register(process.communicate)
+    return process
+
+
+def run_forked(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """The finished command `pipeline WORDS`; -14 is the code of one that took five minutes."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        files = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in (out, err)]
+        process = server()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        json.dump([words, dict(os.environ), os.getcwd(), *files], process.stdin)
+        print(file=process.stdin, flush=True)
+        code = int(process.stdout.readline())
+        out.seek(0), err.seek(0)
+        return subprocess.CompletedProcess(words, code, out.read(), err.read())
+
+
+def serve() -> None:
+    """Runs what is asked for, one after the other; comes back in each child too, to its command."""
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            words, environment, folder, out, err = json.loads(line)
+            signal.alarm(TIMEOUT_S)
+            os.chdir(folder)
+            os.environ.clear()
+            os.environ.update(environment)
+            for file, number in ((os.devnull, 0), (out, 1), (err, 2)):
+                os.dup2(os.open(file, os.O_RDWR), number)
+            sys.argv = ["pipeline", *words]
+            return
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
+    import tensorflow  # noqa: F401
+
+    import cli
+    import trainers.train  # noqa: F401
+
+    gc.freeze()
+    serve()
+    cli.main()
