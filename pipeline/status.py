@@ -155,18 +155,19 @@ def show(found: Sequence[Status], folders: Sequence[Path]) -> None:
         padding=(0, 1, 0, 0),
         show_edge=False,
     )
-    for one in found:
+    names = [one.job if len(folders) == 1 else str(Path(one.folder, one.job)) for one in found]
+    for name, one in zip(names, found, strict=True):
         table.add_row(
-            one.job if len(folders) == 1 else str(Path(one.folder, one.job)),
+            name,
             shown_time(one.start),
             one.took,
             f"{one.state} ({one.exit_code})" if one.exit_code else one.state,
             *("" if n is None else f"{n:,}" for n in (one.rows, one.quarantined)),
         )
     console.print(table)
-    for one in found:
+    for name, one in zip(names, found, strict=True):
         if one.exit_code:
-            console.print(f"{one.job}: {one.trouble}", soft_wrap=True)
+            console.print(f"{name}: {one.trouble}", soft_wrap=True)
 
 
 def shown_time(timestamp: str | None) -> str:

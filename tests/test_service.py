@@ -403,6 +403,19 @@ def test_the_table_of_jobs_fits_into_80_columns(tmp_path: Path) -> None:
     ]
 
 
+def test_of_several_folders_each_job_is_named_with_its_own(tmp_path: Path) -> None:
+    times = {"start": "2026-11-25T02:00:00+00:00", "end": "2026-11-25T04:00:00+00:00"}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        job = {**times, "exit_code": 2, "error": f"no such {name}", "steps": []}
+        append_line(tmp_path / name / "nightly.runs.jsonl", job)
+    done = subprocess.run([PIPELINE, "status", "a", "b"], cwd=tmp_path, capture_output=True)
+    assert done.stdout.decode().splitlines()[-2:] == [
+        "a/nightly: no such a; it has never succeeded",
+        "b/nightly: no such b; it has never succeeded",
+    ]
+
+
 def test_status_where_nothing_has_run_is_well(tmp_path: Path) -> None:
     assert run("status", tmp_path).stdout == f"no runs in {tmp_path}\n"
     assert json.loads(run("status", tmp_path, "--json").stdout) == []
