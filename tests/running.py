@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import psutil
 
-from tests.forked import COMMANDS, run_forked
+from tests.forked import run_forked
 
 PIPELINE = str(Path(sys.executable).with_name("pipeline"))
 KILL = Path(__file__).parent / "kill"
@@ -34,14 +34,14 @@ def run(
     words = [*map(str, arguments)]
     if words[:1] == ["augment"] and not {"--workers", "--scheduler", "--online"} & {*words}:
         words += ["--workers", "0"]
-    if words[:1] and words[0] in COMMANDS and env is None:
+    if env is None:
         result = run_forked(words)
     else:
         result = subprocess.run(
             [PIPELINE, *words],
             capture_output=True,
             text=True,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, **env},
             timeout=300,
             check=False,
         )
