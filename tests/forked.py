@@ -1,8 +1,9 @@
-"""Real commands without the five seconds that many would take to import TensorFlow, and half a
-second of all others.
+"""Real commands without the half second that each would take for its imports, or the five that
+trainings would.
 
-Run as a script, this is a process that has imported it and started nothing of it. Each command is a
-fork of that: its arguments, environment, folder, output and exit code are its own.
+Run as a script, this is a process that has imported the modules it is told, and started nothing of
+them. Each command is a fork of it: its arguments, environment, folder, output and exit code are its
+own.
 """
 
 from __future__ import annotations
@@ -19,21 +20,17 @@ from functools import cache
 from importlib import import_module
 
 TIMEOUT_S = 300
-PRELOADED = (
-    "matplotlib.figure",
-    "pipeline.carry",
-    "pipeline.offline",
-    "rich.progress",
-    "tensorflow",
-    "trainers.train",
-)
+MODULES = ("cli", "pipeline.carry", "pipeline.offline", "rich.progress")
+TRAINING = ("train", "evaluate", "crossval", "ablate", "compare", "visualize")
+# Not for all: a process ends more slowly with them.
+TRAINING_MODULES = (*MODULES, "matplotlib.figure", "tensorflow", "trainers.train")
 
 
 @cache
-def server() -> subprocess.Popen[str]:
+def server(*modules: str) -> subprocess.Popen[str]:
     """The process that forks; it ends when this one does."""
     process = subprocess.Popen(
-        [sys.executable, "-P", __file__],
+        [sys.executable, "-P", __file__, *modules],
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -47,7 +44,7 @@ def run_forked(words: list[str]) -> subprocess.CompletedProcess[str]:
     """The finished command `pipeline WORDS`; -14 is the code of one that took five minutes."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         files = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in (out, err)]
-        process = server()
+        process = server(*(TRAINING_MODULES if {*words[:1]} & {*TRAINING} else MODULES))
         assert process.stdin is not None
         assert process.stdout is not None
         json.dump([words, dict(os.environ), os.getcwd(), *files], process.stdin)
@@ -77,10 +74,8 @@ def serve() -> None:
 
 if __name__ == "__main__":
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
-    import cli
-
-    for name in PRELOADED:
+    for name in sys.argv[1:]:
         import_module(name)
     gc.freeze()
     serve()
-    cli.main()
+    sys.modules["cli"].main()
