@@ -43,11 +43,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(RUN)pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-# Compiled once: where PYTHONDONTWRITEBYTECODE is set, each of a thousand processes would do it.
-$(VENV)/dev: $(VENV)/installed
+# All at once, and no second look at what is installed. Compiled once: where PYTHONDONTWRITEBYTECODE is
+# set, each of a thousand processes would do it.
+$(VENV)/dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
 	$(RUN)pip install --quiet --disable-pip-version-check -c constraints.txt -e .[dev]
 	$(RUN)python -m compileall -q cli.py datasets pipeline trainers
-	touch $@
+	touch $(VENV)/installed $@
 
 # Other people's readers, in an environment of their own: Hugging Face's package has our name.
 $(READERS)/installed: tests/readers/requirements.txt

@@ -138,6 +138,7 @@ def test_killed_and_resumed_it_ends_with_the_same_table_as_on_workers(tmp_path: 
     assert "go on with --resume" in message
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_is_told_and_ends_nothing(tmp_path: Path) -> None:
     job = ("ablate", "--limit", 120, "--epochs", 3, "--seeds", 1, "--policy", "none", "--lr", 2)
     job += ("--label-smoothing", 0, "--weight-decay", 0, "--threads", 64)

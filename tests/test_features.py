@@ -121,6 +121,7 @@ def test_features_are_ordinary_shards_made_once(
         assert told in run(*wrong, "--out", tmp_path / "no", code=2).stderr
 
 
+@pytest.mark.slow
 def test_two_trainings_at_once_share_what_one_of_them_makes(
     photos: Path, weights: Path, tmp_path: Path
 ) -> None:

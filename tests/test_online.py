@@ -359,7 +359,7 @@ def test_a_process_may_end_while_its_dataset_is_half_read(engine: str) -> None:
     run_script(HALF_READ, engine)
 
 
-@pytest.mark.parametrize("engine", ["opencv", "tensorflow"])
+@pytest.mark.parametrize("engine", ["opencv", pytest.param("tensorflow", marks=pytest.mark.slow)])
 def test_the_command_tells_the_rate_and_writes_a_sheet_alone(tmp_path: Path, engine: str) -> None:
     result = run(
         *("augment", "--online", "--engine", engine, "--limit", 100, "--copies", 3),

@@ -416,6 +416,7 @@ def test_test_images_of_another_size_are_told_before_training(tmp_path: Path) ->
     assert "the test images are 20x20 pixels, those to train on 16x16" in message
 
 
+@pytest.mark.slow
 def test_other_threads_are_refused_unless_that_is_wanted(tmp_path: Path) -> None:
     job = ("train", "--limit", 200, "--model", "textbook", "--epochs", 2, "--quiet")
     job += ("--out", tmp_path / "run")

@@ -91,6 +91,7 @@ def test_the_phases_follow_one_another() -> None:
     assert phases(None, 20) == [Phase(0, 20)]
 
 
+@pytest.mark.slow
 def test_a_killed_transfer_goes_on_across_its_phases(
     photos: Path, weights: Path, tmp_path: Path
 ) -> None:
@@ -135,7 +136,7 @@ def miniature_cub(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["cub200", "cub200_cropped"])
+@pytest.mark.parametrize("name", [pytest.param("cub200", marks=pytest.mark.slow), "cub200_cropped"])
 def test_a_miniature_of_cub200_is_split_cropped_and_learned(
     name: str, weights: Path, tmp_path: Path
 ) -> None:
