@@ -64,8 +64,8 @@ class Cifar:
             path = self.root / self.folder / file
             size, column = 0, bytearray()
             try:
-                with path.open("rb") as data:
-                    while n := data.readinto(buffer):
+                with path.open("rb") as records:
+                    while n := records.readinto(buffer):
                         size += n
                         column += buffer[self.n_labels - 1 : n : record]
             except OSError as err:

@@ -207,8 +207,8 @@ def start_fork_server() -> None:
     threads hold. There is one, of PyArrow's allocator, which lets go of its own before a fork."""
     scratch_folder()  # before the first socket is made
     resource_tracker.ensure_running()  # which would unblock what is blocked next
-    # Ctrl-C at a terminal reaches every process, but this one ends the others: what is started by a
-    # thread that blocks it never sees it.
+    # Ctrl-C at a terminal reaches every process, but this one ends the others: what is started
+    # while it is blocked never sees it.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     get_context("forkserver").set_forkserver_preload(["pipeline.forked"])
     before = os.environ.get("OPENBLAS_NUM_THREADS")

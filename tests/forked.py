@@ -44,7 +44,7 @@ def run_forked(words: list[str]) -> subprocess.CompletedProcess[str]:
     """The finished command `pipeline WORDS`; -14 is the code of one that took five minutes."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         files = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in (out, err)]
-        process = server(*(TRAINING_MODULES if {*words[:1]} & {*TRAINING} else MODULES))
+        process = server(*(TRAINING_MODULES if words[0] in TRAINING else MODULES))
         assert process.stdin is not None
         assert process.stdout is not None
         json.dump([words, dict(os.environ), os.getcwd(), *files], process.stdin)

@@ -410,6 +410,7 @@ def test_of_several_folders_each_job_is_named_with_its_own(tmp_path: Path) -> No
         job = {**times, "exit_code": 2, "error": f"no such {name}", "steps": []}
         append_line(tmp_path / name / "nightly.runs.jsonl", job)
     done = subprocess.run([PIPELINE, "status", "a", "b"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 3
     assert done.stdout.decode().splitlines()[-2:] == [
         "a/nightly: no such a; it has never succeeded",
         "b/nightly: no such b; it has never succeeded",

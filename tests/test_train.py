@@ -231,7 +231,6 @@ def test_two_replicas_learn_what_one_learns(model: str) -> None:
 
 
 REPEATED = """
-import sys
 from pathlib import Path
 from pipeline.stream import import_tensorflow
 tf = import_tensorflow(2)
@@ -261,7 +260,7 @@ for array, again in zip(*found, strict=True):
 
 
 def test_what_is_learned_does_not_depend_on_which_thread_is_first() -> None:
-    """On digits it did not where it did on images of 32 pixels."""
+    """Of images of 32 pixels, which showed it where digits did not."""
     run_script(REPEATED)
 
 

@@ -115,7 +115,8 @@ def averaged(model: Any, optimizer: Any) -> Iterator[None]:
 
 
 def make_step(config: TrainConfig, model: Any, optimizer: Any, n_classes: int) -> Any:
-    """A graph from (images, labels) to (mean loss with penalties, how many were right).
+    """A graph from (B, ...) images as the model takes them and (B,) int64 labels, of any B, to the
+    mean loss with penalties, float32, and how many were right, int64.
 
     In the scope of a `tf.distribute` strategy each replica takes its part of the batch.
     """
@@ -146,7 +147,9 @@ def make_step(config: TrainConfig, model: Any, optimizer: Any, n_classes: int) -
         loss, right = strategy.run(part, (images, labels))
         return strategy.reduce("SUM", loss, None), strategy.reduce("SUM", right, None)
 
-    (shown,) = model.inputs  # of any number: the last batch of an epoch is smaller
+    # With B fixed, the smaller last batch would need a graph of its own, and on two threads
+    # gradients did not repeat.
+    (shown,) = model.inputs
     signature = (tf.TensorSpec(shown.shape, shown.dtype), tf.TensorSpec((None,), tf.int64))
     return tf.function(step, input_signature=signature)
 
