@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from datasets.errors import Damaged, UserError, impossible_path, printable
+from datasets.errors import Damaged, UserError, printable, system_failure
 from datasets.storage import place
 from datasets.storage_errors import failure
 from pipeline.options import (
@@ -509,7 +509,7 @@ def main(log_format: str | None = None) -> NoReturn:
         tell_error(logs, str(err), err.exit_code, mistakes=err.mistakes)
         raise SystemExit(err.exit_code) from None
     except Exception as err:
-        if (told := failure("object storage", err) or impossible_path(err)) is not None:
+        if (told := failure("object storage", err) or system_failure(err)) is not None:
             tell_error(logs, str(told), told.exit_code)
             raise SystemExit(told.exit_code) from None
         if logs == "text":

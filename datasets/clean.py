@@ -16,7 +16,7 @@ from datasets.commit import (
     partial_folders,
     replaced_folder,
 )
-from datasets.errors import OutputBusy
+from datasets.errors import OutputBusy, UserError
 from datasets.index import INDEX, indexes, stale_indexes
 from datasets.lease import leased
 from datasets.manifest import SUCCESS, UNFINISHED, VERSION
@@ -29,13 +29,18 @@ def clean(folder: Path) -> Iterator[str]:
     and indexes without their output, and yields a line about each. An output that was being
     replaced is put back, or the new one that was ready takes its place.
 
-    Raises: OutputBusy, at the end, if some were left since a run is writing there.
+    Raises: UserError if nothing is there; OutputBusy, at the end, if some were left since a run is
+      writing there.
     """
     if storage.is_object(folder):
         yield from clean_objects(folder)
         return
     busy: list[str] = []
     beside = partial_folders(folder.absolute())
+    if not (folder.exists() or beside or stale_indexes(folder.absolute())):
+        raise UserError(
+            f"{folder}: no such folder; expected an output, or a folder under which outputs lie"
+        )
     found = walk(folder) if folder.is_dir() else ()
     below = {path.absolute() for path in found if UNFINISHED.fullmatch(path.name)}
     for path in sorted({*beside, *below}):

@@ -179,8 +179,8 @@ def refuse_to_replace(out: Path, overwrite: bool) -> None:
         )
     if not is_output(out):
         raise OutputError(
-            f"{out}: exists and was not written by `pipeline augment`; it is left alone: choose "
-            "another --out"
+            f"{out}: exists and was not written by `pipeline augment`, or its manifest is damaged; "
+            "it is left alone: move it away, or choose another --out"
         )
     if not overwrite:
         raise OutputError(

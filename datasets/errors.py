@@ -94,11 +94,21 @@ class ImageError(Exception):
     """One input that is not a usable image; the message is the reason in the manifest."""
 
 
-def impossible_path(err: Exception) -> UserError | None:
-    """What to tell where the error is of a path that cannot be: of nobody's home, through a loop of
-    links, or with too long a name."""
-    if isinstance(err, OSError) and err.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-        return UserError(f"{err.filename}: {err.strerror}; choose another path")
+def system_failure(err: Exception) -> UserError | None:
+    """What to tell where the system refuses a path that cannot be (of nobody's home, through a loop
+    of links, or with too long a name) or is not this user's, or where a disk fails."""
+    if isinstance(err, OSError):
+        if err.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            return UserError(f"{err.filename}: {err.strerror}; choose another path")
+        if err.errno in (errno.EACCES, errno.EPERM) and err.filename:
+            return UserError(
+                f"{err.filename}: {err.strerror}; choose another path, or give this user the right"
+            )
+        if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            where = err.filename or "what the command prints"
+            return EnvironmentFailed(
+                f"{where}: {err.strerror}; mend that and run the same command again"
+            )
     told = str(err)
     if isinstance(err, RuntimeError) and told.startswith(PATHLIB):
         return UserError(f"a path cannot be followed: {told.rstrip('.')}; write it in full")

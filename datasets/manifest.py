@@ -140,6 +140,8 @@ def is_output(folder: Path) -> bool:
 
 def mended(folder: Path) -> str:
     """What is to be done about a damaged output."""
+    if not is_output(folder):  # by what is left of its manifest: then no run replaces it
+        return f"move {folder} away, and write the output again"
     is_version = VERSION.fullmatch(folder.name) and (folder.parent / LATEST).is_symlink()
     return f"write the output again with {'--publish ' if is_version else ''}--overwrite"
 
@@ -207,6 +209,12 @@ def missing_or_cut(found: Mapping[str, int], manifest: Manifest) -> Iterator[tup
             yield name, "missing"
         elif found[name] != size:
             yield name, f"{found[name]:,} bytes, the manifest says {size:,}"
+
+
+def refuse_missing_or_cut(folder: Path, manifest: Manifest) -> None:
+    """Raises: Damaged if a file of the output is not there, or not as long as it was."""
+    for name, wrong in missing_or_cut(storage.files_below(folder), manifest):
+        raise Damaged(f"{folder / name}: {wrong}; {mended(folder)}")
 
 
 def damages(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 from datasets.errors import UserError, first_line
 from datasets.storage_errors import failures, hide_credentials
 
-URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<whole>/?).*", re.S)
+URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<whole>/?)(?P<bucket>[^/]*).*", re.S)
 SCHEMES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}  # and the package of each
 
 
@@ -32,7 +32,7 @@ def place(text: str | Path) -> Path:
     """The path, or the place in object storage of that URL: a `UPath`, typed as what it stands for.
 
     Raises: UserError if the scheme is not known, its package or what it needs in the environment is
-      missing, or the URL holds credentials.
+      missing, or the URL holds credentials or no bucket.
     """
     match = URL.fullmatch(text) if isinstance(text, str) else None
     if not match:
@@ -48,6 +48,8 @@ def place(text: str | Path) -> Path:
             f"{hidden}: holds credentials, which would end up in logs; leave "
             "them out and give them by the environment, as the storage's own tools take them"
         )
+    if not match["bucket"]:
+        raise UserError(f"{text}: names no bucket; expected such as {scheme}://bucket/photos")
     try:
         import_module(SCHEMES[scheme])
     except ImportError as err:

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from datasets.errors import JobError, UserError, first_line, impossible_path
+from datasets.errors import JobError, UserError, first_line, system_failure
 from pipeline.job_schema import KEYS, PLACEHOLDER, Placeholder, job_model
 from pipeline.steps import Command
 
@@ -70,10 +70,10 @@ def read_job(
     for change in changes:
         apply(change, body)
     body.setdefault("name", path.stem)
-    try:
-        filled = fill_in(with_dashes(body), {**environ, "DATE": date})
-    except ValueError as err:
-        raise JobError(f"{path}: {err}") from None
+    mistakes: list[str] = []
+    filled = fill_in(with_dashes(body), {**environ, "DATE": date}, (), mistakes)
+    if mistakes:
+        raise refused(path, mistakes)
     return checked(path, hashlib.sha256(data).hexdigest(), filled, commands)
 
 
@@ -164,15 +164,18 @@ def with_dashes(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "steps": [of_step(s) for s in steps]} if isinstance(steps, list) else body
 
 
-def fill_in(value: Any, known: Mapping[str, str]) -> Any:
+def fill_in(
+    value: Any, known: Mapping[str, str], loc: tuple[object, ...], mistakes: list[str]
+) -> Any:
     """The value with `${NAME}` replaced in all texts; `$${` stays as `${`.
 
-    Raises: ValueError where a name is not known, or is none.
+    loc: The keys and positions that lead to the value in the job.
+    mistakes: Gets a line for each name that is not known, or is none.
     """
     if isinstance(value, dict):
-        return {key: fill_in(one, known) for key, one in value.items()}
+        return {key: fill_in(one, known, (*loc, key), mistakes) for key, one in value.items()}
     if isinstance(value, list):
-        return [fill_in(one, known) for one in value]
+        return [fill_in(one, known, (*loc, i), mistakes) for i, one in enumerate(value)]
     if not isinstance(value, str):
         return value
 
@@ -181,15 +184,30 @@ def fill_in(value: Any, known: Mapping[str, str]) -> Any:
         if text == "$${":
             return "${"
         if not re.fullmatch(PLACEHOLDER, text):
-            raise ValueError(
-                f"found {shown(text)}, expected ${{NAME}}, or $${{ for these two characters"
+            mistakes.append(
+                f"{told_place(loc)}: found {shown(text)}, expected ${{NAME}}, or $${{ for these "
+                "two characters"
             )
-        if text[2:-1] not in known:
-            raise ValueError(f"{text} is not set: no environment variable {text[2:-1]}")
-        return known[text[2:-1]]
+        elif text[2:-1] not in known:
+            mistakes.append(
+                f"{told_place(loc)}: {text} is not set: no environment variable {text[2:-1]}"
+            )
+        else:
+            return known[text[2:-1]]
+        return text
 
     filled = re.sub(r"\$\$\{|\$\{[^}]*\}?", replacement, value)
     return Placeholder(filled) if re.fullmatch(PLACEHOLDER, value) else filled
+
+
+def told_place(loc: tuple[object, ...]) -> str:
+    """`step 2 (train): out`, or a key of the job itself."""
+    match loc:
+        case ("steps", int(number), command, key, *_):
+            return f"step {number + 1} ({shown_name(str(command))}): {shown_name(str(key))}"
+        case ("steps", int(number), *_):
+            return f"step {number + 1}"
+    return shown_name(str(loc[0]))
 
 
 def checked(
@@ -226,7 +244,7 @@ def refusals(steps: Sequence[Step]) -> Iterator[str]:
         try:
             step.command.check(step.words)
         except (UserError, OSError, RuntimeError) as err:
-            told = impossible_path(err) or err
+            told = system_failure(err) or err
             if isinstance(told, RuntimeError):  # no path: a bug, which is nobody's mistake
                 raise
             yield f"step {number} ({step.command.name}): {first_line(told)}"

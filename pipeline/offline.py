@@ -24,9 +24,9 @@ from datasets.commit import (
     tidy,
     unfinished_runs,
 )
-from datasets.errors import Damaged, OutputError
+from datasets.errors import OutputError
 from datasets.index import index_path
-from datasets.manifest import Manifest, mended, missing_or_cut, read_manifest
+from datasets.manifest import Manifest, read_manifest, refuse_missing_or_cut
 from datasets.schema import canonical_json
 from datasets.versions import last_pointer, latest, refuse_others
 from pipeline.base import Base, has_sidecars, is_successor
@@ -68,8 +68,7 @@ def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
         return None
     manifest = read_manifest(out)
     if manifest.job_sha256 == plan.job_sha256:
-        for name, wrong in missing_or_cut(storage.files_below(out), manifest):
-            raise Damaged(f"{out / name}: {wrong}; {mended(out)}")
+        refuse_missing_or_cut(out, manifest)
         return manifest
     changed = differences(manifest.job, json.loads(canonical_json(asdict(plan.job))))
     cost = ", which makes only what changed anew" if is_successor(plan.job, manifest) else ""

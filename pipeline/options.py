@@ -182,7 +182,8 @@ def augmenting(
         typer.Option(min=0, help="Local processes; 0: all in this one.", show_default="the cores"),
     ] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="Address of a running Dask scheduler to use instead.")
+        str | None,
+        typer.Option(help="Address of a running Dask scheduler, whose workers do it all."),
     ] = None,
     limit: Limit = None,
     max_bad: Annotated[

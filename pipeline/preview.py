@@ -16,7 +16,7 @@ from datasets.catalog import open_source
 from datasets.errors import Damaged, EnvironmentFailed, ImageError, UserError, printable
 from datasets.fingerprint import read_each
 from datasets.formats import FORMATS
-from datasets.manifest import mended, read_manifest
+from datasets.manifest import mended, read_manifest, refuse_missing_or_cut
 from datasets.source import check_listing, sample_keys
 from datasets.versions import reading
 from pipeline.check import read_job
@@ -142,6 +142,7 @@ def from_output(folder: Path, split: str, n_samples: int, n_copies: int) -> Shee
 
 def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> Sheet:
     manifest = read_manifest(folder)
+    refuse_missing_or_cut(folder, manifest)
     job = read_job(folder, manifest)
     if job.network:
         raise UserError(
@@ -178,12 +179,15 @@ def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> She
 
 
 def draw(sheet: Sheet, out: Path) -> str:
-    """Writes the sheet as PNG; says where it is.
+    """Writes the sheet as PNG; says where it is. Small images are enlarged without smoothing, so
+    that each pixel can be seen.
 
-    Small images are enlarged without smoothing, so that each pixel can be seen.
+    Raises: UserError if the name is not that of a PNG; EnvironmentFailed if it cannot be written.
     """
     from PIL import Image, ImageDraw, ImageFont
 
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: expected a name that ends with .png")
     large, small = ImageFont.load_default(15), ImageFont.load_default(11)
     scaled = [[enlarged(tile.image, sheet.tile_px) for tile in row] for row in sheet.rows]
     lines = [[wrapped(tile.caption, small, sheet.tile_px) for tile in row] for row in sheet.rows]

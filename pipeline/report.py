@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +125,8 @@ class Report:
             line = json.dumps({"time": now, "message": message, **fields})
         else:
             line = printable(text)
-        print(line, file=sys.stderr, flush=True)
+        with suppress(OSError):  # a run is worth more than its log, whose disk may be full
+            print(line, file=sys.stderr, flush=True)
 
     @contextmanager
     def progress(self, total: int, verb: str) -> Iterator[Progress]:

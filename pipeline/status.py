@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -90,9 +91,11 @@ def are_well(found: Sequence[Status]) -> bool:
 
 
 def names_in(folder: Path) -> list[str]:
-    names = {path.name.removesuffix(LINES) for path in folder.glob(f"*{LINES}")}
-    markers = folder.glob(f".*{STARTED}")
-    return sorted(names | {path.name[1:].removesuffix(STARTED) for path in markers})
+    """Raises: PermissionError if the folder cannot be read, where `Path.glob` finds nothing."""
+    found = os.listdir(folder)
+    names = {name.removesuffix(LINES) for name in found if name.endswith(LINES)}
+    markers = (name for name in found if name.startswith(".") and name.endswith(STARTED))
+    return sorted(names | {name[1:].removesuffix(STARTED) for name in markers})
 
 
 def status_of(folder: Path, name: str) -> Status | None:

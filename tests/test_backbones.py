@@ -235,5 +235,6 @@ def test_keras_own_cache_is_used_and_no_network_is_told(photos: Path, tmp_path: 
             whole.copy(f"model_weights/{key}", own)
         for key, value in whole["model_weights"].attrs.items():
             own.attrs[key] = value
-    run(*job, "--out", tmp_path / "run", env=nowhere)
+    told = run(*job, "--out", tmp_path / "run", env=nowhere).stderr
+    assert "Warning" not in told
     assert (tmp_path / "run" / "result.json").is_file()

@@ -44,6 +44,7 @@ def refused(code: int, *arguments: object) -> str:
         (("--image-size", "big"), "expected pixels such as 224"),
         (("--format", "tfrecord", "--compression", "zstd"), "reads no compressed TFRecord"),
         (("--dataset", ""), "expected a name or a path, got nothing"),
+        (("--dataset", "s3://"), "s3://: names no bucket; expected such as s3://bucket/photos"),
         (("--quality", 80), "the images are stored as raw"),
         (("--policy", "albumentations.RandomScale(p=0.0005)"), "cannot be part of a policy"),
     ],
@@ -52,6 +53,16 @@ def test_mistakes_in_options_are_told_in_one_line(
     tmp_path: Path, options: tuple[object, ...], expected: str
 ) -> None:
     assert expected in refused(2, "augment", "--out", tmp_path / "out", *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["s3://", "gs:///out", "az://"])
+def test_an_output_without_a_bucket_is_refused(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (("augment", "--out", url), ("verify", url), ("clean", url)):
+        assert f"{url}: names no bucket; expected such as" in refused(2, *command)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -183,6 +183,21 @@ def test_what_an_unfinished_run_left_is_named_and_cleaned(tmp_path: Path) -> Non
     assert leftovers(out) == [".out.partial-thoughts"]
     assert tree_hash(out) == before
     assert run("clean", tmp_path).stdout == f"0 unfinished under {tmp_path}\n"
+    assert "aut: no such folder; expected an output" in run("clean", "aut", code=2).stderr
+
+
+def test_a_run_is_worth_more_than_its_log(output: Path, tmp_path: Path) -> None:
+    command = [PIPELINE, *map(str, JOB), "--log-format", "json", "--out", str(tmp_path / "out")]
+    with open("/dev/full", "w") as full:
+        subprocess.run(command, stdout=full, stderr=full, check=True)
+    assert tree_hash(tmp_path / "out") == tree_hash(output)
+
+
+def test_a_result_that_cannot_be_printed_is_a_failure() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([PIPELINE, "schema"], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 5
+    assert done.stderr.startswith(b"pipeline: what the command prints: No space left on device;")
 
 
 def cells(text: str) -> dict[str, list[str]]:

@@ -173,9 +173,11 @@ WRONG: list[tuple[str, str, bool]] = [
     ("steps: [{augment: {}}]\ndeadline: 5 days", "deadline: found '5 days', expected a", True),
     ("steps: [{augment: {}}]\ndeadline: 60", "deadline: found 60, expected a time such", True),
     ("steps: [{augment: {}}]\nstep: 1", "step is not known, the nearest is steps", True),
-    ("steps: [{clean: {folder: '${NO}'}}]", "${NO} is not set: no environment variable NO", False),
-    ("steps: [{clean: {folder: '${N O}'}}]", "found '${N O}', expected ${NAME}", False),
+    ("steps: [{clean: {folder: '${NO}'}}]", "step 1 (clean): folder: ${NO} is not set", False),
+    ("steps: [{clean: {folder: '${N O}'}}]", "folder: found '${N O}', expected ${NAME}", False),
     ("steps: [{clean: {folder: 'a${'}}]", "found '${', expected ${NAME}, or $${ for", False),
+    ("steps: ['${NO}']", "step 1: ${NO} is not set: no environment variable NO", True),
+    ("steps: '${NO}'", "steps: ${NO} is not set: no environment variable NO", True),
     ("steps: [{augment: {copies: '${TEXT}'}}]", "copies: found 'text', expected a whole", False),
     ("steps: [{augment: {format: '${TEXT}'}}]", "found 'text', expected one of parquet", False),
 ]
@@ -253,6 +255,18 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         "step 1 (augment): limit: found 0, expected a whole number of at least 1",
         "step 1 (augment): copys is not known, the nearest is copies",
         "step 2: trian is not known, the nearest is train",
+    )
+
+
+def test_all_variables_that_are_not_set_are_told_at_once(tmp_path: Path) -> None:
+    job = "steps: [{augment: {out: '${A}/x', policy: '${'}}, {evaluate: {runs: [a, '${B}']}}]"
+    with pytest.raises(UserError, match=r"yaml: 4 mistakes$") as caught:
+        read(tmp_path, f"{job}\nhistory: '${{C}}'")
+    assert caught.value.mistakes == (
+        "step 1 (augment): out: ${A} is not set: no environment variable A",
+        "step 1 (augment): policy: found '${', expected ${NAME}, or $${ for these two characters",
+        "step 2 (evaluate): runs: ${B} is not set: no environment variable B",
+        "history: ${C} is not set: no environment variable C",
     )
 
 

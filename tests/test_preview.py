@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,7 @@ def test_photos_keep_their_shape_and_library_ops_are_shown(tmp_path: Path) -> No
         (("--dataset", "photos", "--split", "val"), "--split val: .*photos has train, test"),
         (("out", "--split", "test"), "--split test: .*out has train$"),
         (("photos",), "photos: no _manifest.json, so not an output of `pipeline augment`"),
+        (("--out", "sheet.jpg"), "--out sheet.jpg: expected a name that ends with .png$"),
     ],
 )
 def test_what_cannot_be_shown_is_told_in_one_line(
@@ -205,7 +207,15 @@ def test_what_cannot_be_shown_is_told_in_one_line(
         (photos / "cat" / "bad.png").unlink()
         run("augment", "--dataset", photos, "--workers", 0, "--out", tmp_path / "out")
     paths = [tmp_path / a if a[0] in "po" else a for a in arguments]
-    message = run("preview", *paths, "--out", tmp_path / "a.png", code=2).stderr
+    message = run("preview", "--out", tmp_path / "a.png", *paths, code=2).stderr
     assert len(message.splitlines()) == 1
     assert re.search(expected, message), message
     assert not (tmp_path / "a.png").exists()
+
+
+def test_a_shard_that_is_gone_is_called_missing(output: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(output, tmp_path / "out")
+    shard = next(folder.glob("*.parquet"))
+    shard.unlink()
+    told = run("preview", folder, "--out", tmp_path / "a.png", code=3).stderr
+    assert f"{shard}: missing; write the output again with --overwrite" in told

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.manifest import SUCCESS
+from datasets.manifest import MANIFEST, SUCCESS
 from datasets.versions import open_version, prune
 from tests.running import run, run_killed, tree_hash, write_photos
 
@@ -111,6 +111,24 @@ def test_a_damaged_version_is_mended_by_what_verify_says(tmp_path: Path) -> None
     assert said.endswith("write the output again with --publish --overwrite\n")
     run(*JOB, "--overwrite", "--out", out)
     assert tree_hash(out / "latest") == before
+
+
+@pytest.mark.parametrize("options", [(), ("--publish",)])
+def test_an_output_without_its_manifest_is_mended_by_what_verify_says(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    job = (*JOB[:-1], *options, "--out", out)
+    run(*job)
+    folder = (out / "latest" if options else out).resolve()
+    before = tree_hash(folder)
+    (folder / MANIFEST).write_bytes(b"")
+    said = run("verify", out, code=3).stderr
+    assert said.endswith(f"move {folder} away, and write the output again\n")
+    assert "move it away" in run(*job, "--overwrite", code=2).stderr  # who knows whose it is
+    folder.rename(tmp_path / "away")
+    run(*job)
+    assert tree_hash(folder) == before
 
 
 @pytest.mark.parametrize("options", [(), ("--publish",)])

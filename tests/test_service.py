@@ -436,6 +436,32 @@ def test_status_of_no_folder_is_refused(place: str, expected: str) -> None:
     assert line.startswith(f"pipeline: {expected}")
 
 
+UNREADABLE = """
+import os, sys
+import cli
+
+os.chdir(sys.argv[1])
+cli.app(["status", "."], standalone_mode=False)  # imports all that it needs
+os.chmod(".", 0)
+if os.geteuid() == 0:
+    os.seteuid(65534)
+sys.argv[1:] = ["status", "."]
+cli.main()
+"""
+
+
+def test_a_history_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) -> None:
+    folder = tmp_path / "history"
+    folder.mkdir()
+    try:
+        command = [sys.executable, "-c", UNREADABLE, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        folder.chmod(0o700)
+    assert done.returncode == 2
+    assert done.stderr.startswith("pipeline: .: Permission denied; choose another path, or give")
+
+
 @pytest.mark.slow
 def test_the_demo_runs_and_runs_again(tmp_path: Path) -> None:
     demo = Path(__file__).parents[1] / "jobs" / "demo.yaml"

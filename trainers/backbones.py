@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,8 @@ def backbone(name: str, weights: str, alpha: float, x: Tensor) -> Tensor:
         x = layers.Concatenate()([x, x, x])
     options: dict[str, Any] = {"alpha": alpha} if known.alphas else {}
     source = IMAGENET if weights == IMAGENET else None
+    # Of any image size, since kernels slide over all of it: MobileNet alone has others for some.
+    warnings.filterwarnings("ignore", message="`input_shape` is undefined")
     try:
         body = getattr(keras.applications, name)(
             include_top=False, weights=source, input_tensor=known.preprocess(x), **options
