@@ -220,20 +220,20 @@ def stream_through(config: AugmentConfig, engine: str, report: Report) -> str:
     seconds = max(1e-9, time.monotonic() - started)
     name = Path(config.dataset).expanduser().resolve().name
     out = config.out or Path("augmented") / f"{name}-online.png"
-    drawn = preview.draw(contact_sheet(source, engine), out)
+    drawn = preview.draw(contact_sheet(source, engine, min(n_epochs, N_EPOCHS_SHOWN)), out)
     return (
         f"{n_epochs} epochs of {stream.n_samples:,} images: {total / seconds:,.0f} images/s with "
         f"--engine {engine}, {duration(seconds)}\n{drawn}"
     )
 
 
-def contact_sheet(source: OnlineImages, engine: str) -> preview.Sheet:
+def contact_sheet(source: OnlineImages, engine: str, n_epochs: int) -> preview.Sheet:
     """The first samples of a stream in its first epochs, beside the originals."""
     few = source.usable[np.argsort(source.keys[source.usable])][:N_SHOWN]
     stream = Stream(source, few, len(few), order_seed=None)
-    epochs = [images.numpy() for images, _ in augmented(stream, 0, N_EPOCHS_SHOWN, engine)]
+    epochs = [images.numpy() for images, _ in augmented(stream, 0, n_epochs, engine)]
     columns = [source.images(few, 0), *epochs]
-    captions = ["original", *(f"epoch {epoch}" for epoch in range(N_EPOCHS_SHOWN))]
+    captions = ["original", *(f"epoch {epoch}" for epoch in range(n_epochs))]
     return preview.Sheet(
         title=f"{engine}: {source.policy}",
         names=[source.classes[label] for label in source.labels[few]],

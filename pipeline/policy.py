@@ -227,7 +227,8 @@ def flatten(node: ast.expr) -> list[ast.expr]:
     for part in reversed(parts):
         if isinstance(part, ast.Name) and part.id in PRESETS:
             if part.id != "none":
-                out += flatten(ast.parse(PRESETS[part.id], mode="eval").body)
+                ops = flatten(ast.parse(PRESETS[part.id], mode="eval").body)
+                out += [ast.copy_location(op, part) for op in ops]  # where the user wrote it
         else:
             out.append(part)
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -166,6 +167,7 @@ def import_tensorflow(n_threads: int | None = None, n_gpus: int = 1) -> Any:
 
         # Of several networks in one process each has graphs of its own, which it would warn of.
         tf.get_logger().setLevel("ERROR")
+        logging.getLogger("absl").setLevel("ERROR")  # Keras calls .h5, which was asked for, legacy
         if n_threads is not None:
             set_threads(tf, n_threads)
         found = tf.config.list_physical_devices("GPU")

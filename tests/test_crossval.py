@@ -23,7 +23,7 @@ from tests.running import run, run_killed
 from trainers.config import TrainConfig, resolved
 from trainers.crossval import fold_data, folds_of
 from trainers.data import DataConfig, open_data, origins_of
-from trainers.intervals import spread
+from trainers.intervals import in_percent, spread
 from trainers.models import ModelConfig
 
 SMALL = ("--limit", 150, "--threads", 2, "--epochs", 1, "--quiet", "--folds", 2)
@@ -155,6 +155,9 @@ def test_intervals_are_those_of_the_books() -> None:
     # Nadeau and Bengio: 1/3 becomes 1/3 + 1/2 for three folds.
     wide = spread([0.9, 0.92, 0.94], overlap=0.5)
     assert_allclose(wide["high"] - 0.92, 4.3027 * 0.02 * (1 / 3 + 1 / 2) ** 0.5, 1e-4)
+    share = spread([0.9, 1.0], is_share=True)
+    assert (share["low"], share["high"]) == (pytest.approx(0.315, abs=1e-3), 1)
+    assert in_percent(spread([-1e-4, 1e-4, 0]), "+").startswith("+0.0 (")
     assert spread([0.5]) == {"each": [0.5], "mean": 0.5, "std": None, "low": None, "high": None}
 
 

@@ -71,9 +71,16 @@ def test_evaluate_tells_what_runs_are_worth_alone_and_together(tmp_path: Path) -
     assert one.startswith(f"{first}: accuracy ")
     assert two.startswith(f"{second}: accuracy ")
     assert both.startswith("the 2 together: accuracy ")
-    limited = run("evaluate", first, "--limit", 200).stdout
-    assert f"accuracy {accuracy:.4f}, " in limited
-    assert "on 200 images" in limited
+    assert f"accuracy {accuracy:.4f}, " in one
+    assert "on 200 images of test; worst class" in one
+    assert (
+        "on 100 images of train"
+        in run(*("evaluate", first, "--limit", 100, "--split", "train")).stdout
+    )
+    assert "on 335 images" in run("evaluate", first, "--dataset", "digits").stdout
+    for option, value in (("--policy", "flip()"), ("--seed", 0)):
+        message = run("evaluate", first, option, value, code=2).stderr
+        assert f"{option}: originals are not augmented; give --tta too" in message
 
 
 @pytest.mark.parametrize(
@@ -82,7 +89,16 @@ def test_evaluate_tells_what_runs_are_worth_alone_and_together(tmp_path: Path) -
         (None, (), "no such model; expected a finished run"),
         (b"PK no model", (), "is no .keras archive"),
         (b"PK\5\6" + bytes(18), (), "cannot be loaded as a Keras model"),
-        ("model", ("--dataset", "photos", "--image-size", 20), "takes images of (8, 8, 1)"),
+        (
+            "model",
+            ("--dataset", "photos", "--image-size", 8),
+            "takes grey images, the data set has",
+        ),
+        (
+            "model",
+            ("--image-size", 20),
+            "takes images of (8, 8, 1), the data set has (20, 20, 1); ",
+        ),
     ],
 )
 def test_models_that_cannot_be_used_are_told_in_one_line(
@@ -105,7 +121,7 @@ def test_a_data_set_with_other_classes_is_refused(tmp_path: Path) -> None:
     ours = write_photos(tmp_path / "ours", 40)
     theirs = write_photos(tmp_path / "theirs", 40, ("cat", "cow"))
     run(*JOB, "--dataset", ours, "--image-size", 16, "--out", tmp_path / "run")
-    assert " images; worst class " in run("evaluate", tmp_path / "run").stdout
+    assert " images of test; worst class " in run("evaluate", tmp_path / "run").stdout
     message = run("evaluate", tmp_path / "run", "--dataset", theirs, code=2).stderr
     assert "knows other classes than the data set ('dog' where that has 'cow')" in message
 
@@ -121,4 +137,13 @@ def test_models_made_elsewhere_are_evaluated_by_their_own_probabilities(tmp_path
     source = open_images(augment, "none", Report(quiet=True))
     guesses = keras.models.load_model(path).predict(source.images(source.usable, 0), verbose=0)
     of_truth = guesses[np.arange(len(guesses)), source.labels]
-    assert f"loss {-np.log(of_truth).mean():.4f} on 335 images" in found
+    assert f"loss {-np.log(of_truth).mean():.4f} on 335 images of test;" in found
+
+
+def test_what_is_no_model_is_told_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    path.write_text("epoch,loss")
+    expected = (
+        f"{path}: is no model; expected a finished run of `pipeline train`, a .keras or an .h5"
+    )
+    assert expected in run("evaluate", path, code=2).stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +91,10 @@ def test_features_are_ordinary_shards_made_once(
     found, want = (arrays(load(tmp_path / f / "model.keras")) for f in ("run", "whole"))
     for name, array in found.items():
         assert_array_equal(array, want[name])
+    told = [json.loads((tmp_path / f / "result.json").read_text()) for f in ("whole", "run")]
+    with (tmp_path / "whole" / "history.csv").open() as history:
+        of_epochs = sum(float(epoch["seconds"]) for epoch in csv.DictReader(history))
+    assert told[0]["seconds"] > of_epochs  # the features are part of it
     (folder,) = [path for path in (tmp_path / "features").iterdir() if path.is_dir()]
     assert partial_folders(folder) == []
     assert (

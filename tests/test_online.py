@@ -374,9 +374,10 @@ def test_the_command_tells_the_rate_and_writes_a_sheet_alone(tmp_path: Path, eng
 def test_the_sheet_shows_what_the_epochs_show() -> None:
     config = AugmentConfig("digits", Path("unused"), policy="shift()|rotate()", limit=50)
     source = open_images(config, "memory", Report(quiet=True))
-    sheet = contact_sheet(source, "opencv")
+    sheet = contact_sheet(source, "opencv", 3)
     ids = [source.classes[source.labels[i]] for i in np.argsort(source.keys)[:8]]
     assert sheet.names == ids
+    assert len(sheet.rows[0]) == 1 + 3
     first = np.argsort(source.keys)[:1]
     for copy, tile in enumerate(sheet.rows[0]):
         assert_array_equal(tile.image, source.images(first, copy)[0])

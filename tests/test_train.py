@@ -97,7 +97,8 @@ assert "trainers" not in sys.modules
 
 def test_saved_models_reload_elsewhere_and_predict_the_same(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run("train", *QUICK, "--epochs", 1, "--save-h5", "--quiet", "--out", out)
+    quiet = run("train", *QUICK, "--epochs", 1, "--save-h5", "--quiet", "--out", out)
+    assert (quiet.stdout, quiet.stderr) == ("", "")
     files = [out / "model.keras", out / "model.h5"]
     run_script(PREDICT, *files)
     found = [np.load(f"{file}.npy") for file in files]

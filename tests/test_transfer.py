@@ -175,7 +175,10 @@ def test_a_miniature_of_cub200_is_split_cropped_and_learned(
         ),
         (("--model", "VGG16", "--unfreeze", 6), "--unfreeze 6: VGG16 has 5 stages"),
         (("--model", "VGG16", "--epochs", 3, "--head-epochs", 3), "some must be left"),
-        (("--model", "VGG16", "--epochs", 1), "--head-epochs 1: of 1 epochs some must be left"),
+        (
+            ("--model", "VGG16", "--epochs", 1),
+            "--epochs 1: each phase of --mode two-phase needs one",
+        ),
         (("--model", "VGG16", "--weights", "none", "--save-h5"), "that format cannot hold VGG16"),
         (("--model", "InceptionV3", "--weights", "none", "--image-size", 32), "at least 75 pixels"),
     ],

@@ -331,6 +331,15 @@ def test_three_channels_that_are_no_colours_are_not_drawn_as_such() -> None:
     assert "mean" not in kernel_sheet(network, "depthwise").title
 
 
+def test_maps_of_many_channels_wrap_and_every_row_begins_with_the_image() -> None:
+    shown = Shown(COLOUR[:2, :8, :8], ["a", "b"], [None, None], ())
+    sheet = map_sheet(network_of(transposed()), "mean", shown, 20)
+    assert [len(row) for row in sheet.rows] == [1 + 16, 1 + 4] * 2
+    assert [row[0].caption for row in sheet.rows] == ["a", "a", "b", "b"]
+    channels = [tile.caption for row in sheet.rows[:2] for tile in row[1:]]
+    assert sorted(channels) == sorted(f"channel {i}" for i in range(20))
+
+
 def test_blue_is_below_white_is_zero_red_is_above() -> None:
     blue, pale, white, red = diverging(np.array([-1.0, -0.5, 0.0, 1.0])).tolist()
     assert (blue, white, red) == ([33, 102, 172], [255, 255, 255], [178, 24, 43])

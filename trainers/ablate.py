@@ -192,13 +192,13 @@ def finish(
         rows.append(
             {
                 "part": name,
-                "accuracy": spread(list(ended.values())) if ended else None,
+                "accuracy": spread(list(ended.values()), is_share=True) if ended else None,
                 "cost": spread(costs) if ended else None,
                 "diverged": [seed for seed in seeds if seed not in ended],
             }
         )
     rows.sort(key=lambda row: -math.inf if row["cost"] is None else -row["cost"]["mean"])
-    whole = spread([accuracy_of(result) for result in wholes.values()])
+    whole = spread([accuracy_of(result) for result in wholes.values()], is_share=True)
     split = str(wholes[seeds[0]]["split"])
     result = {"split": split, "seeds": seeds, "accuracy": whole, "without": rows}
     write_atomically(config.out / TABLE, as_csv(whole, rows))

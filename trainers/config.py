@@ -203,5 +203,6 @@ def origin(config: TrainConfig) -> dict[str, Any]:
         "dataset": data,
         "data_dir": str(augment.data_dir.expanduser().resolve()),
         "image_size": None if offline else augment.image_size,
+        "limit": None if offline else augment.limit,
         "command": [word for word in config.command if word != "--resume"],
     }

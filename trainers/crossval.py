@@ -109,7 +109,7 @@ def finish(
     positions, found = together(out, source, folds, n_folds)
     # Samples that test to those that are trained on, which those that validate are not.
     overlap = 1 / ((n_folds - 1) * (1 - config.data.val_fraction))
-    accuracy = spread([result["test_accuracy"] for result in results], overlap)
+    accuracy = spread([result["test_accuracy"] for result in results], overlap, is_share=True)
     loss = spread([result["test_loss"] for result in results], overlap)
     result = {
         "folds": n_folds,

@@ -127,6 +127,10 @@ def load_model(path: Path) -> Any:
             f"{file}: no such model; expected a finished run of `pipeline train`, a .keras or an "
             ".h5"
         )
+    if file.suffix not in (".keras", ".h5"):
+        raise UserError(
+            f"{file}: is no model; expected a finished run of `pipeline train`, a .keras or an .h5"
+        )
     if file.suffix == ".keras" and not is_zipfile(file):  # Keras would say that it is not there
         raise UserError(f"{file}: is no .keras archive; train it anew, or name another")
     import_tensorflow()
@@ -147,9 +151,17 @@ def check_fits(path: Path, model: Any, run: dict[str, Any], source: Images) -> N
     if not isinstance(takes, tuple) or not isinstance(gives, tuple) or len(gives) != 2:
         raise UserError(f"{path}: is no classifier of images; it maps {takes} to {gives}")
     shape, n_classes = takes[1:], gives[-1]
-    if shape != source.shape:
+    if shape[2:] != source.shape[2:]:
+        kinds = {1: "grey", 3: "coloured"}
+        takes_, has = (kinds.get(of[-1], f"{of}") for of in (shape, source.shape))
         raise UserError(
-            f"{path}: takes images of {shape}, the data set has {source.shape}; give --image-size"
+            f"{path}: takes {takes_} images, the data set has {has} ones; name one that fits"
+        )
+    if shape != source.shape:
+        asked = "x".join(map(str, shape[:1] if shape[0] == shape[1] else shape[:2]))
+        raise UserError(
+            f"{path}: takes images of {shape}, the data set has {source.shape}; give --image-size "
+            f"{asked}"
         )
     if n_classes != len(source.classes):
         raise UserError(
@@ -195,6 +207,7 @@ def data_of(config: EvaluateConfig, first: dict[str, Any]) -> AugmentConfig:
     if config.dataset is None and not origin:
         raise UserError(f"{config.paths[0]}: does not say what it was trained on; give --dataset")
     size = config.image_size or origin.get("image_size")
+    limit = config.limit or (origin.get("limit") if config.dataset is None else None)
     return AugmentConfig(
         dataset=config.dataset or origin["dataset"],
         data_dir=config.data_dir or Path(origin.get("data_dir", config.default_data_dir)),
@@ -202,12 +215,15 @@ def data_of(config: EvaluateConfig, first: dict[str, Any]) -> AugmentConfig:
         policy=config.policy or run.get("policy"),
         image_size=tuple(size) if size else None,
         seed=run.get("augment_seed", 0) if config.seed is None else config.seed,
-        limit=config.limit,
+        limit=limit,
     )
 
 
 def evaluate_runs(config: EvaluateConfig, report: Report) -> str:
     """A few lines about the models at the paths, each by itself and, if several, together."""
+    if not config.tta and (config.policy is not None or config.seed is not None):
+        option = "--seed" if config.policy is None else "--policy"
+        raise UserError(f"{option}: originals are not augmented; give --tta too, or leave it out")
     paths = [member for path in config.paths for member in members(path)]
     models = [load_model(path) for path in paths]
     known = [read_config(path) for path in paths]
@@ -224,6 +240,7 @@ def evaluate_runs(config: EvaluateConfig, report: Report) -> str:
         worst = min(found.per_class, key=lambda c: found.per_class[c])
         lines.append(
             f"{name}: accuracy {found.accuracy:.4f}, loss {found.loss:.4f} on "
-            f"{len(found.labels):,} images; worst class {worst} ({found.per_class[worst]:.4f})"
+            f"{len(found.labels):,} images of {config.split}; worst class {worst} "
+            f"({found.per_class[worst]:.4f})"
         )
     return "\n".join(lines)

@@ -182,7 +182,7 @@ def run_epochs(
                 raise Diverged(
                     f"the loss is {losses[-1]} in step {len(losses)} of epoch {number}, and "
                     f"{checked.loss} in validation: training has diverged; give a lower --lr than "
-                    f"{config.lr:g}"
+                    f"{config.lr:g}, and another --out or --overwrite"
                 )
             epochs.append(
                 {

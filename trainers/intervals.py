@@ -11,12 +11,14 @@ import numpy as np
 CONFIDENCE = 0.95
 
 
-def spread(values: Sequence[float], overlap: float = 0.0) -> dict[str, Any]:
+def spread(values: Sequence[float], overlap: float = 0.0, is_share: bool = False) -> dict[str, Any]:
     """Mean, standard deviation and 95 % interval, by Student's t distribution; of one value neither
     of the latter.
 
+
     overlap: Of cross-validation: test samples to training samples of a fold. Trainings that share
       most of their samples are not independent, and the usual interval would be too narrow.
+    is_share: Whether the values are from 0 to 1; the interval is cut there.
     Source: Nadeau and Bengio, "Inference for the generalization error", Machine Learning 52, 2003.
     """
     each, n = [float(value) for value in values], len(values)
@@ -27,12 +29,20 @@ def spread(values: Sequence[float], overlap: float = 0.0) -> dict[str, Any]:
 
     std = float(np.std(each, ddof=1))
     half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std * math.sqrt(1 / n + overlap)
-    return {"each": each, "mean": mean, "std": std, "low": mean - half, "high": mean + half}
+    low, high = mean - half, mean + half
+    if is_share:
+        low, high = max(0.0, low), min(1.0, high)
+    return {"each": each, "mean": mean, "std": std, "low": low, "high": high}
 
 
 def in_percent(found: dict[str, Any], sign: str = "") -> str:
     """`93.1 (92.4 to 93.8)`, or `93.1` of one value; with a sign wherever that is `+`."""
-    mean, low, high = (found[name] for name in ("mean", "low", "high"))
-    if low is None:
-        return f"{100 * mean:{sign}.1f}"
-    return f"{100 * mean:{sign}.1f} ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})"
+    if found["low"] is None:
+        return points(found["mean"], sign)
+    mean, low, high = (points(found[name], sign) for name in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def points(share: float, sign: str = "") -> str:
+    """A share of 1 in percent, `+1.5`; what is nearly 0 has no minus."""
+    return f"{round(100 * share, 1) + 0.0:{sign}.1f}"

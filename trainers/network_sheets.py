@@ -11,7 +11,7 @@ from datasets.errors import UserError
 from pipeline.preview import Sheet, Tile, enlarged
 from trainers.activations import Network, colours_seen, feature_maps, grad_cam, kernels_of
 
-MAX_KERNELS, KERNELS_A_ROW = 256, 16
+MAX_KERNELS, KERNELS_A_ROW, MAPS_A_ROW = 256, 16, 16
 KERNEL_PX, MAP_PX, CAM_PX = 48, 112, 256  # of a tile, about
 SHARE_WITHIN = 0.99  # of a layer's weights: what the scale of their colours reaches
 BELOW, ABOVE = np.array([33, 102, 172]), np.array([178, 24, 43])  # blue, red
@@ -55,7 +55,8 @@ def kernel_sheet(network: Network, name: str) -> Sheet:
 
 
 def map_sheet(network: Network, name: str, shown: Shown, n_channels: int) -> Sheet:
-    """A row an image: the image, and its maps of the channels that are strongest on average."""
+    """A row an image: the image, and its maps of the channels that are strongest on average; where
+    one row would be too long, several that begin with the image."""
     maps = checked(feature_maps(network.model, network.layers[name], shown.images), name)
     height, width, n = maps.shape[1:]
     strongest = np.argsort(-maps.mean((0, 1, 2)), kind="stable")[:n_channels]
@@ -70,7 +71,8 @@ def map_sheet(network: Network, name: str, shown: Shown, n_channels: int) -> She
         tiles = [
             Tile(of_image[:, :, i], f"channel {channel}") for i, channel in enumerate(strongest)
         ]
-        rows.append([Tile(image, image_name if truth is None else f"is {truth}"), *tiles])
+        first = Tile(image, image_name if truth is None else f"is {truth}")
+        rows += [[first, *tiles[i : i + MAPS_A_ROW]] for i in range(0, len(tiles), MAPS_A_ROW)]
     title = f"{name}: the {len(strongest)} strongest of {n} channels, maps of {width}x{height}"
     note = SIGNS if is_signed else "dark 0, yellow the most"
     note += "; each channel on a scale of its own, which is the same for all images"

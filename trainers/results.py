@@ -87,8 +87,13 @@ def environment(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def finish(config: TrainConfig, data: Data, model: Any, history: History) -> dict[str, Any]:
-    """Writes everything; gives what is in `result.json`."""
+def finish(
+    config: TrainConfig, data: Data, model: Any, history: History, features_seconds: float
+) -> dict[str, Any]:
+    """Writes everything; gives what is in `result.json`.
+
+    features_seconds: What this run spent on features before its first epoch; part of its seconds.
+    """
     out, epochs = config.out, history.epochs
     source, shown = data.test or data.validation
     found = evaluate([predictor(model, data.shape)], source, shown)
@@ -97,7 +102,7 @@ def finish(config: TrainConfig, data: Data, model: Any, history: History) -> dic
         "val_accuracy": epochs[best_epoch(epochs) - 1 if config.patience else -1]["val_accuracy"],
         "epochs": len(epochs),
         **({"best_epoch": best_epoch(epochs)} if config.patience else {}),
-        "seconds": round(sum(epoch["seconds"] for epoch in epochs), 3),
+        "seconds": round(features_seconds + sum(epoch["seconds"] for epoch in epochs), 3),
         "input_seconds": round(sum(epoch["input_seconds"] for epoch in epochs), 3),
         "parameters": int(model.count_params()),
         "environment": environment(config),

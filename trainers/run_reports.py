@@ -15,6 +15,7 @@ from trainers.config import ARITHMETIC
 from trainers.evaluate import CONFIG, ENSEMBLE, RESULT, Evaluation
 from trainers.fit import best_epoch
 from trainers.html_report import Cell, Picture, Section, Share, Table, percent, write_report
+from trainers.intervals import points
 from trainers.pictures import confused_pairs, confusion_counts
 
 REPORT = "report.html"
@@ -48,7 +49,9 @@ def run_report(
     columns = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy")
     curves = Section(
         "Curves",
-        f"The validation loss was least after epoch {best}: {epochs[best - 1]['val_loss']:.4f}."
+        "The loss in training is what is minimized, on augmented images, with label smoothing and "
+        "the penalties of the weights; in validation it is the mean negative log likelihood. "
+        f"That was least after epoch {best}: {epochs[best - 1]['val_loss']:.4f}."
         + (" The weights are of that epoch." if run["patience"] is not None else ""),
         picture=Picture(out / "curves.png", "Loss and accuracy of each epoch, as in the table"),
     )
@@ -147,7 +150,7 @@ def crossval_report(
     sections = [
         Section("Folds", text, Table(header, rows), picture),
         *guess_sections(out, found, classes),
-        settings(config),
+        settings(config | {"run": {k: v for k, v in config["run"].items() if k != "fold"}}),
         surroundings(config["run"], results[0]["environment"]),
     ]
     title = f"{out.name}: {config['run']['model']['name']} on {data_set(config)}, cross-validated"
@@ -173,7 +176,7 @@ def ablation_report(out: Path, result: dict[str, Any], first: Path) -> None:
     def interval(cost: dict[str, Any]) -> str:
         if cost["low"] is None:
             return ""
-        return f"{100 * cost['low']:+.1f} to {100 * cost['high']:+.1f}"
+        return f"{points(cost['low'], '+')} to {points(cost['high'], '+')}"
 
     rows: list[list[Cell]] = [["nothing", Share(whole["mean"]), "", "", ""]]
     for row in result["without"]:
@@ -181,7 +184,7 @@ def ablation_report(out: Path, result: dict[str, Any], first: Path) -> None:
         if cost is None:
             rows.append([row["part"], "", "", "", failed])
             continue
-        lost = f"{100 * cost['mean']:+.1f}"
+        lost = points(cost["mean"], "+")
         rows.append([row["part"], Share(row["accuracy"]["mean"]), lost, interval(cost), failed])
     text = (
         "Each part is left out by itself, with the same seeds as nothing is: the same order, "
@@ -199,7 +202,7 @@ def ablation_report(out: Path, result: dict[str, Any], first: Path) -> None:
     picture = Picture(out / "ablation.png", "Points of accuracy lost without each part")
     sections = [
         Section("What each part is worth", text, Table(header, rows), picture),
-        settings(config),
+        settings(config | {"run": config["run"] | {"seed": seeds}}),
     ]
     title = f"{out.name}: ablation of {config['run']['model']['name']} on {data_set(config)}"
     note = before_repeating(config, is_member=False)

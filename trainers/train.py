@@ -121,6 +121,10 @@ def open_training(config: TrainConfig, report: Report, with_test: bool = True) -
     data = open_data(config.data, report, with_test)
     tf = import_tensorflow(config.threads, config.gpus)
     tf.config.experimental.enable_op_determinism()
+    if report.quiet or report.log_format == "json":
+        import keras
+
+        keras.config.disable_interactive_logging()  # its bar of a download
     return data
 
 
@@ -232,9 +236,10 @@ def train_one(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]
         precision = "mixed_bfloat16" if config.mixed_precision else "float32"
         model = build(config.model, data.shape, len(data.classes), config.seed, precision)
         is_begun = prepare_run(config, data)
-        learner, shown = model, data
+        learner, shown, started = model, data, time.monotonic()
         if config.model.transfer and config.model.transfer.mode == "freeze":
             learner, shown = split_at_features(model)[1], as_features(config, data, model, report)
+        features_seconds = time.monotonic() - started
         history, optimizer = History(), None
         if is_begun:
             history, optimizer = restored(config, learner, shown, config.out / STATE)
@@ -262,7 +267,7 @@ def train_one(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]
                 event="epoch",
                 **epoch,
             )
-    result = finish(config, data, model, history)
+    result = finish(config, data, model, history, features_seconds)
     took = duration(time.monotonic() - started)
     tell(config.out, result, f"{len(history.epochs)} epochs, {took}", report)
     return result

@@ -76,6 +76,11 @@ def resolved_transfer(
             why = "shards bring theirs" if option == "copies" and is_offline else "has no such"
             flag = "--" + option.replace("_", "-")
             raise UserError(f"{flag}: --mode {config.mode} {why}; leave it out")
+    if config.mode == "two-phase" and n_epochs < 2:
+        raise UserError(
+            f"--epochs {n_epochs}: each phase of --mode two-phase needs one; give more, or --mode "
+            "freeze or fine-tune"
+        )
     missing = {option: own[option] for option in has if getattr(config, option) is None}
     config = replace(config, **missing)
     if config.head_epochs is not None and config.head_epochs >= n_epochs:

@@ -147,7 +147,9 @@ def choose_images(
     if config.images and config.dataset:
         raise UserError(f"--image {config.images[0]}: is shown instead of --dataset; leave one out")
     if not config.images and not config.dataset and not known["origin"]:
-        raise UserError(f"{config.path}: does not say what it was trained on; give --image")
+        raise UserError(
+            f"{config.path}: does not say what it was trained on; give --dataset or --image"
+        )
     if config.images:
         images = [read_image(path, network.shape) for path in config.images]
         shown = Shown(
