@@ -92,7 +92,7 @@ def are_well(found: Sequence[Status]) -> bool:
 
 def names_in(folder: Path) -> list[str]:
     """Raises: PermissionError if the folder cannot be read, where `Path.glob` finds nothing."""
-    found = os.listdir(folder)
+    found = os.listdir(folder) if folder.is_dir() else []
     names = {name.removesuffix(LINES) for name in found if name.endswith(LINES)}
     markers = (name for name in found if name.startswith(".") and name.endswith(STARTED))
     return sorted(names | {name[1:].removesuffix(STARTED) for name in markers})

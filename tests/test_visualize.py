@@ -528,7 +528,7 @@ def test_a_model_that_takes_any_size_is_given_one(tmp_path: Path) -> None:
         ({"path": "vector.keras"}, r"takes \(None, 4\); expected images in grey or colour"),
         ({"path": "flat.keras"}, "has neither convolutions nor maps; name another model"),
         ({"path": "nan.keras", "images": ("a.png",)}, "conv: has values that are not finite"),
-        ({"path": "nan.keras"}, "does not say what it was trained on; give --image"),
+        ({"path": "nan.keras"}, "does not say what it was trained on; give --dataset or --image"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
