@@ -23,8 +23,10 @@ ALL_OPS = "shift()|rotate()|flip()|brightness()"
 FOREIGN = """
 import sys
 import keras
-inputs = keras.Input((8, 8, 1), dtype="uint8")
-x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+side = int(sys.argv[2]) or None
+inputs = keras.Input((side, side, 1), dtype="uint8")
+x = keras.layers.Rescaling(1 / 255)(inputs)
+x = keras.layers.Flatten()(x) if side else keras.layers.GlobalAveragePooling2D()(x)
 keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(x)).save(sys.argv[1])
 """
 
@@ -92,12 +94,12 @@ def test_evaluate_tells_what_runs_are_worth_alone_and_together(tmp_path: Path) -
         (
             "model",
             ("--dataset", "photos", "--image-size", 8),
-            "takes grey images, the data set has",
+            "takes images with 1 channels, the data",
         ),
         (
             "model",
             ("--image-size", 20),
-            "takes images of (8, 8, 1), the data set has (20, 20, 1); ",
+            "(8, 8, 1), the data set has (20, 20, 1); give --image-size 8x8",
         ),
     ],
 )
@@ -126,11 +128,14 @@ def test_a_data_set_with_other_classes_is_refused(tmp_path: Path) -> None:
     assert "knows other classes than the data set ('dog' where that has 'cow')" in message
 
 
-def test_models_made_elsewhere_are_evaluated_by_their_own_probabilities(tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", [8, 0])  # 0: of any size
+def test_models_made_elsewhere_are_evaluated_by_their_own_probabilities(
+    side: int, tmp_path: Path
+) -> None:
     import keras
 
     path = tmp_path / "foreign.keras"
-    run_script(FOREIGN, path)
+    run_script(FOREIGN, path, side)
     assert "give --dataset" in run("evaluate", path, code=2).stderr
     found = run("evaluate", path, "--dataset", "digits").stdout
     augment = AugmentConfig("digits", Path("unused"), split="test")

@@ -148,20 +148,20 @@ def load_model(path: Path) -> Any:
 def check_fits(path: Path, model: Any, run: dict[str, Any], source: Images) -> None:
     """Raises: UserError if the model takes other images, or knows other classes, than there are."""
     takes, gives = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
-    if not isinstance(takes, tuple) or not isinstance(gives, tuple) or len(gives) != 2:
+    ranks = [len(of) if isinstance(of, tuple) else 0 for of in (takes, gives)]
+    if takes is None or gives is None or ranks != [4, 2]:
         raise UserError(f"{path}: is no classifier of images; it maps {takes} to {gives}")
     shape, n_classes = takes[1:], gives[-1]
-    if shape[2:] != source.shape[2:]:
-        kinds = {1: "grey", 3: "coloured"}
-        takes_, has = (kinds.get(of[-1], f"{of}") for of in (shape, source.shape))
+    if shape[2] not in (None, source.shape[2]):
         raise UserError(
-            f"{path}: takes {takes_} images, the data set has {has} ones; name one that fits"
+            f"{path}: takes images with {shape[2]} channels, the data set has {source.shape[2]} (1 "
+            "is grey, 3 colour); name one that fits"
         )
-    if shape != source.shape:
-        asked = "x".join(map(str, shape[:1] if shape[0] == shape[1] else shape[:2]))
+    height, width = shape[:2]
+    if height not in (None, source.shape[0]) or width not in (None, source.shape[1]):
         raise UserError(
             f"{path}: takes images of {shape}, the data set has {source.shape}; give --image-size "
-            f"{asked}"
+            f"{height}x{width}"
         )
     if n_classes != len(source.classes):
         raise UserError(
