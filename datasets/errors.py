@@ -105,7 +105,7 @@ def system_failure(err: Exception) -> UserError | None:
                 f"{err.filename}: {err.strerror}; choose another path, or give this user the right"
             )
         if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-            where = err.filename or "what the command prints"
+            where = err.filename or "what is written or printed"
             return EnvironmentFailed(
                 f"{where}: {err.strerror}; mend that and run the same command again"
             )

@@ -201,11 +201,13 @@ def fill_in(
 
 
 def told_place(loc: tuple[object, ...]) -> str:
-    """`step 2 (train): out`, or a key of the job itself."""
+    """`step 2 (train): out`, as far as the keys and positions lead, or a key of the job itself."""
     match loc:
         case ("steps", int(number), command, key, *_):
             return f"step {number + 1} ({shown_name(str(command))}): {shown_name(str(key))}"
-        case ("steps", int(number), *_):
+        case ("steps", int(number), key):
+            return f"step {number + 1}: {shown_name(str(key))}"
+        case ("steps", int(number)):
             return f"step {number + 1}"
     return shown_name(str(loc[0]))
 
@@ -267,21 +269,19 @@ def seconds_of(deadline: str) -> float:
 
 def mistake(error: Any, commands: Mapping[str, Command]) -> str:
     """What pydantic found: place, found, expected."""
+    where = told_place(error["loc"])
     match error["loc"]:
-        case ("steps", number, command, key, *_):
-            where = f"step {number + 1} ({command}): {shown_name(key)}"
+        case ("steps", _, command, key, *_):
             known = {option.name: option.expected for option in commands[command].options}
             for option in commands[command].options:
                 if option.off == f"--{key}":
                     return f"{where} is not known, write {option.name}: false"
-        case ("steps", number, key):
-            where = f"step {number + 1}: {shown_name(key)}"
+        case ("steps", _, key):
             known = dict.fromkeys(commands, "options, each with its value")
-        case ("steps", number):
-            where, key = f"step {number + 1}", ""
-            known = {"": "one command with its options"}
+        case ("steps", _):
+            key, known = "", {"": "one command with its options"}
         case (key,):
-            where, known = shown_name(key), KEYS
+            known = KEYS
     if error["type"] == "extra_forbidden":
         close = get_close_matches(key, known, 1)
         hint = f"the nearest is {close[0]}" if close else f"there are {', '.join(known)}"

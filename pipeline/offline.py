@@ -30,12 +30,12 @@ from datasets.manifest import Manifest, read_manifest, refuse_missing_or_cut
 from datasets.schema import canonical_json
 from datasets.versions import last_pointer, latest, refuse_others
 from pipeline.base import Base, has_sidecars, is_successor
+from pipeline.estimate import describe_plan
 from pipeline.job import differences
 from pipeline.output import check_disk, finish, is_indexed, prepare_partial, release, save_index
 from pipeline.plan import (
     AugmentConfig,
     Plan,
-    describe_plan,
     make_plan,
     output_folder,
     refuse_too_many_bad,

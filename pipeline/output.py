@@ -26,8 +26,9 @@ from datasets.schema import canonical_json
 from datasets.storage import write_atomically
 from datasets.versions import prune, publish
 from pipeline.base import Base
+from pipeline.estimate import estimate_bytes, largest_bytes
 from pipeline.job import Job, differences, probe, versions
-from pipeline.plan import Plan, estimate_bytes, largest_bytes
+from pipeline.plan import Plan
 from pipeline.report import Report, size
 from pipeline.task import Tasks
 

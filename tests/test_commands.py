@@ -197,7 +197,7 @@ def test_a_result_that_cannot_be_printed_is_a_failure() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([PIPELINE, "schema"], stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 5
-    assert done.stderr.startswith(b"pipeline: what the command prints: No space left on device;")
+    assert done.stderr.startswith(b"pipeline: what is written or printed: No space left on device;")
 
 
 def cells(text: str) -> dict[str, list[str]]:

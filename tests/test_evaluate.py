@@ -94,7 +94,7 @@ def test_evaluate_tells_what_runs_are_worth_alone_and_together(tmp_path: Path) -
         (
             "model",
             ("--dataset", "photos", "--image-size", 8),
-            "takes images with 1 channels, the data",
+            "takes 1-channel images, the data set has 3",
         ),
         (
             "model",

@@ -136,7 +136,7 @@ def backbone(name: str, weights: str, alpha: float, x: Tensor) -> Tensor:
         x = layers.Concatenate()([x, x, x])
     options: dict[str, Any] = {"alpha": alpha} if known.alphas else {}
     source = IMAGENET if weights == IMAGENET else None
-    # Of any image size, since kernels slide over all of it: MobileNet alone has others for some.
+    # MobileNet has weights for four sizes of images, and warns where it takes those for 224 pixels.
     warnings.filterwarnings("ignore", message="`input_shape` is undefined")
     try:
         body = getattr(keras.applications, name)(

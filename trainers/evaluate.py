@@ -147,15 +147,16 @@ def load_model(path: Path) -> Any:
 
 def check_fits(path: Path, model: Any, run: dict[str, Any], source: Images) -> None:
     """Raises: UserError if the model takes other images, or knows other classes, than there are."""
-    takes, gives = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
-    ranks = [len(of) if isinstance(of, tuple) else 0 for of in (takes, gives)]
-    if takes is None or gives is None or ranks != [4, 2]:
+    takes: Any = getattr(model, "input_shape", None)
+    gives: Any = getattr(model, "output_shape", None)
+    are_single = isinstance(takes, tuple) and isinstance(gives, tuple)  # not several inputs
+    if not are_single or (len(takes), len(gives)) != (4, 2):
         raise UserError(f"{path}: is no classifier of images; it maps {takes} to {gives}")
     shape, n_classes = takes[1:], gives[-1]
     if shape[2] not in (None, source.shape[2]):
         raise UserError(
-            f"{path}: takes images with {shape[2]} channels, the data set has {source.shape[2]} (1 "
-            "is grey, 3 colour); name one that fits"
+            f"{path}: takes {shape[2]}-channel images, the data set has {source.shape[2]}-channel "
+            "ones (1 is grey, 3 colour); name one that fits"
         )
     height, width = shape[:2]
     if height not in (None, source.shape[0]) or width not in (None, source.shape[1]):
@@ -220,7 +221,10 @@ def data_of(config: EvaluateConfig, first: dict[str, Any]) -> AugmentConfig:
 
 
 def evaluate_runs(config: EvaluateConfig, report: Report) -> str:
-    """A few lines about the models at the paths, each by itself and, if several, together."""
+    """A few lines about the models at the paths, each by itself and, if several, together.
+
+    Raises: UserError for a model or a data set that cannot be used, or options without effect.
+    """
     if not config.tta and (config.policy is not None or config.seed is not None):
         option = "--seed" if config.policy is None else "--policy"
         raise UserError(f"{option}: originals are not augmented; give --tta too, or leave it out")

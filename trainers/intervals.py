@@ -15,7 +15,6 @@ def spread(values: Sequence[float], overlap: float = 0.0, is_share: bool = False
     """Mean, standard deviation and 95 % interval, by Student's t distribution; of one value neither
     of the latter.
 
-
     overlap: Of cross-validation: test samples to training samples of a fold. Trainings that share
       most of their samples are not independent, and the usual interval would be too narrow.
     is_share: Whether the values are from 0 to 1; the interval is cut there.

@@ -236,10 +236,10 @@ def train_one(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]
         precision = "mixed_bfloat16" if config.mixed_precision else "float32"
         model = build(config.model, data.shape, len(data.classes), config.seed, precision)
         is_begun = prepare_run(config, data)
-        learner, shown, started = model, data, time.monotonic()
+        learner, shown, begun = model, data, time.monotonic()
         if config.model.transfer and config.model.transfer.mode == "freeze":
             learner, shown = split_at_features(model)[1], as_features(config, data, model, report)
-        features_seconds = time.monotonic() - started
+        features_seconds = time.monotonic() - begun
         history, optimizer = History(), None
         if is_begun:
             history, optimizer = restored(config, learner, shown, config.out / STATE)
