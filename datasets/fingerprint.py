@@ -16,7 +16,7 @@ from datasets.source import Samples, Source, Stamped
 if TYPE_CHECKING:
     from datasets.index import Entry
 
-TOLD_EVERY = 64  # samples: to tell of each would take a tenth of the time of small ones
+PART = 256  # samples that are read before anybody is told of them, or by a worker at a time
 AFTER_ERROR = 1000  # refs that are asked for at once: a million bad ones must not copy all the rest
 
 
@@ -33,49 +33,78 @@ class Scan:
     digests: list[bytes]
     shapes: np.ndarray
     errors: dict[int, str] = field(default_factory=dict)
-    stamps: Sequence[str | None] = ()
+    stamps: list[str | None] = field(default_factory=list)
+
+    def put(self, where: np.ndarray, part: Scan) -> None:
+        """Fills in the samples at these positions from a scan of them alone, without stamps."""
+        self.shapes[where] = part.shapes
+        positions = where.tolist()
+        for i, digest in zip(positions, part.digests, strict=True):
+            self.digests[i] = digest
+            if not digest:
+                self.stamps[i] = None  # it may be readable tomorrow, without any change to it
+        self.errors.update((positions[n], why) for n, why in part.errors.items())
 
 
-def scan(
-    source: Source,
-    samples: Samples,
-    advance: Callable[[int], None] = lambda n: None,
-    known: Mapping[str, Entry] | None = None,
-) -> Scan:
+def scan(source: Source, samples: Samples, advance: Callable[[int], None] = lambda n: None) -> Scan:
     """Reads every sample once; decodes none, sizes come from headers.
 
     advance: Told of each number of samples that are done.
-    known: Sample id -> how it was before; what has its stamp still is not read.
+    """
+    found, unknown = recognize(source, samples)
+    for where in parts(unknown):
+        found.put(where, read_scan(source, samples.take(where)))
+        advance(len(where))
+    return found
+
+
+def recognize(
+    source: Source, samples: Samples, known: Mapping[str, Entry] | None = None
+) -> tuple[Scan, np.ndarray]:
+    """What the stamps of the samples tell, and the positions of those that must be read.
+
+    known: Sample id -> how it was before; what has its stamp still is that.
     """
     n = len(samples)
     # Stamps come first: who changes a file from now on changes its stamp.
-    stamps = source.stamps(samples.refs) if isinstance(source, Stamped) else [None] * n
-    digests, errors = [b""] * n, dict[int, str]()
-    shapes: list[Sequence[int]] = [(0, 0, 0)] * n
+    stamps: list[str | None] = [None] * n
+    if isinstance(source, Stamped):
+        stamps = source.stamps(samples.refs)
+    found = Scan([b""] * n, np.zeros((n, 3), np.int32), stamps=stamps)
+    if not known:
+        return found, np.arange(n)
     unknown = []
     for i, stamp in enumerate(stamps):
-        before = known.get(samples.ids[i]) if known and stamp else None
+        before = known.get(samples.ids[i]) if stamp else None
         if before is None or before.stamp != stamp or before.box != samples.box(i):
             unknown.append(i)
             continue
-        digests[i], shapes[i] = before.digest, before.shape
+        found.digests[i], found.shapes[i] = before.digest, before.shape
         if before.error is not None:
-            errors[i] = before.error
-    advance(n - len(unknown))
-    found = read_each(source, [samples.refs[i] for i in unknown])
-    for n_read, (i, data) in enumerate(zip(unknown, found, strict=True), 1):
-        if n_read % TOLD_EVERY == 0 or n_read == len(unknown):
-            advance((n_read - 1) % TOLD_EVERY + 1)
+            found.errors[i] = before.error
+    return found, np.array(unknown, np.int64)
+
+
+def parts(positions: np.ndarray) -> list[np.ndarray]:
+    return [positions[i : i + PART] for i in range(0, len(positions), PART)]
+
+
+def read_scan(source: Source, samples: Samples) -> Scan:
+    """A scan of these samples, without stamps: every one is read."""
+    digests, shapes, errors = list[bytes](), list[Sequence[int]](), dict[int, str]()
+    for i, data in enumerate(read_each(source, samples.refs)):
+        shape: Sequence[int] = (0, 0, 0)
         if isinstance(data, OSError):
+            digests.append(b"")
             errors[i] = f"cannot be read: {data.strerror or data}"
-            stamps[i] = None  # it may be readable tomorrow, without any change to it
-            continue
-        digests[i] = digest_of(data)
-        try:
-            shapes[i] = shape_of(data, source.channels, samples.box(i))
-        except ImageError as err:
-            errors[i] = str(err)
-    return Scan(digests, np.array(shapes, np.int32).reshape(n, 3), errors, stamps)
+        else:
+            digests.append(digest_of(data))
+            try:
+                shape = shape_of(data, source.channels, samples.box(i))
+            except ImageError as err:
+                errors[i] = str(err)
+        shapes.append(shape)
+    return Scan(digests, np.array(shapes, np.int32).reshape(-1, 3), errors)
 
 
 def shape_of(

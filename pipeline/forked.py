@@ -14,9 +14,13 @@ import simplejpeg
 import typer
 
 import pipeline.carry
+import pipeline.reading
+from pipeline.memory import keep_freed_memory
 
 # Python finds the folder for temporary files by writing one there, which a worker that is killed in
 # that moment would leave.
 tempfile.gettempdir()
 # Else each worker would look at half a million objects every now and then, and so copy their pages.
 gc.freeze()
+# Before there are threads, each of which would have a pool of its own.
+keep_freed_memory()

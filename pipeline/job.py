@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
+from datasets.errors import EnvironmentFailed
 from datasets.manifest import sha256_text
 from datasets.schema import Encoding, Schema, canonical_json
 from pipeline.policy import Policy, parse_policy
@@ -102,6 +104,17 @@ def software() -> dict[str, str]:
 def environment() -> dict[str, str]:
     """`software`, and the probe of what it computes on this machine."""
     return {**software(), "probe": probe()}
+
+
+def check_environment(expected: dict[str, str]) -> None:
+    """Raises: EnvironmentFailed if this process would write other bytes than the one that has what
+    is expected: a worker may have come after the others were checked."""
+    if environment() != expected:
+        raise EnvironmentFailed(
+            f"worker {os.uname().nodename}: differs from the machine that planned the job "
+            f"({differences(expected, environment())}); use the same versions and processor "
+            "features on all"
+        )
 
 
 @lru_cache(maxsize=1)

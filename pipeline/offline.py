@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -47,6 +46,8 @@ from pipeline.task import Tasks
 from pipeline.workers import run, start
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from distributed import Client
 
     from pipeline.carry import Made
@@ -142,15 +143,16 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
     refuse_if_held(out)
     sweep()  # also where no worker is needed, since a killed run had all shards
     with ExitStack() as stack:
-        clients: list[Callable[[], Client]] = []
+        clients: list[Future[Client]] = []
 
-        def begin(n_samples: int) -> None:
+        def begin(n_samples: int) -> Future[Client] | None:
             # Workers start while the source is read; not for one shard, or where all may be done.
             is_published = config.publish or storage.is_object(out)
             is_new = config.overwrite or (latest(out) is None if is_published else is_empty(out))
             if is_new and n_samples >= SMALL and (config.workers or config.scheduler):
                 n_workers = min(config.workers, MIN_BLOCKS)
                 clients.append(start(n_workers, config.scheduler, stack))
+            return clients[0] if clients else None
 
         started = time.monotonic()
         plan = make_plan(config, report, begin)
@@ -161,7 +163,7 @@ def write(
     config: AugmentConfig,
     plan: Plan,
     report: Report,
-    client: Callable[[], Client] | None,
+    client: Future[Client] | None,
     started: float,
 ) -> Summary:
     """The part of `materialize` that comes after the plan."""
@@ -253,7 +255,7 @@ def run_tasks(
     config: AugmentConfig,
     plan: Plan,
     tasks: Tasks,
-    client: Callable[[], Client] | None,
+    client: Future[Client] | None,
     report: Report,
 ) -> tuple[list[Made], float]:
     """How each shard was made, and when the first task was started (monotonic seconds). The index

@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datasets import storage
 from datasets.blocks import limited
 from datasets.catalog import CATALOG, open_source
 from datasets.commit import partial_folder, unfinished_runs
 from datasets.errors import NotCommitted, SourceError, UserError
-from datasets.fingerprint import Scan, fingerprint, scan
+from datasets.fingerprint import Scan, fingerprint
 from datasets.source import Listing, Samples, Source, check_listing
 from datasets.versions import latest, version_name
 from pipeline.base import Base, read_base, read_unfinished
 from pipeline.job import Job
 from pipeline.policy import resolve_policy
+from pipeline.reading import read_all
 from pipeline.report import Report
 from pipeline.rng import MAX_COPY
 from pipeline.task import (
@@ -31,6 +33,11 @@ from pipeline.task import (
     resolve_encoding,
 )
 from pipeline.trial import try_out
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from distributed import Client
 
 QUALITY = 95  # of JPEG
 
@@ -208,12 +215,15 @@ def refuse_nested_objects(out: Path, dataset: str) -> None:
 
 
 def make_plan(
-    config: AugmentConfig, report: Report, on_listed: Callable[[int], None] = lambda n: None
+    config: AugmentConfig,
+    report: Report,
+    on_listed: Callable[[int], Future[Client] | None] = lambda n: None,
 ) -> Plan:
     """Reads the source once (every byte is hashed, but of files that are known to be what they
     were when `out` was written) and fixes all that the output depends on.
 
-    on_listed: Told how many samples there are, before they are read.
+    on_listed: Told how many samples there are, before they are read; the client, if it gives one,
+      is of workers that read them too.
     Raises: UserError for anything in the configuration or the source that cannot work.
     """
     out = output_folder(config)
@@ -224,7 +234,7 @@ def make_plan(
     copies = choose_splits(config, listing)
     samples = choose_samples(listing, copies, config.limit)
     n_samples = sum(map(len, samples.values()))
-    on_listed(n_samples)
+    coming = on_listed(n_samples)
     is_published = config.publish or storage.is_object(out)
     version_before = latest(out) if is_published else None
     base = read_base(out if version_before is None else out / version_before)
@@ -232,9 +242,16 @@ def make_plan(
         base = read_unfinished(unfinished_runs(out, is_published))
     known = base.entries if base else {}
     with report.progress(n_samples, "reading") as progress:
-        scans = {
-            split: scan(source, part, progress.advance, known) for split, part in samples.items()
-        }
+        scans = read_all(
+            source,
+            samples,
+            known,
+            progress.advance,
+            config.workers,
+            config.scheduler,
+            coming,
+            report.say,
+        )
     if not any(scanned.shapes.any() for scanned in scans.values()):
         raise SourceError(f"{config.dataset}: not one of its files is an image that can be read")
     shape = common_shape(scans, config.image_size)

@@ -26,7 +26,7 @@ from datasets.schema import Rows, Schema
 from datasets.source import sample_keys
 from pipeline.cluster import how_to_share
 from pipeline.decoder import DecoderProcess
-from pipeline.job import Job, differences, environment, read_policy
+from pipeline.job import Job, check_environment, read_policy
 from pipeline.library_ops import LibraryStage
 from pipeline.memory import keep_freed_memory
 from pipeline.opencv_kernel import augment_batch, prepare
@@ -81,18 +81,11 @@ def write_shard(task: Task, fill: Fill | None = None) -> Record:
 
 
 def check_worker(task: Task) -> None:
-    """Raises: EnvironmentFailed if this worker, which may have come after the others were checked,
-    would write other bytes or elsewhere."""
-    worker = f"worker {os.uname().nodename}"
-    if environment() != task.environment:
-        changed = differences(task.environment, environment())
-        raise EnvironmentFailed(
-            f"{worker}: differs from the machine that planned the job ({changed}); use the same "
-            "versions and processor features on all"
-        )
+    """Raises: EnvironmentFailed if this worker would write other bytes or elsewhere."""
+    check_environment(task.environment)
     if storage.kind(task.folder) != "directory":
         raise EnvironmentFailed(
-            f"{worker}: does not see {task.folder}; {how_to_share(task.folder)}"
+            f"worker {os.uname().nodename}: does not see {task.folder}; {how_to_share(task.folder)}"
         )
 
 

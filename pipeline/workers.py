@@ -42,10 +42,9 @@ BATCH_S = 1.0
 LOOK_EVERY_S = 5.0  # for threads that came or went
 
 
-def start(n_workers: int, scheduler: str | None, stack: ExitStack) -> Callable[[], Client]:
-    """Begins to connect, in a thread; what it gives waits for the client, and raises what `connect`
-    does. The connection, and the local processes, end with the stack, or soon after it where they
-    are not there yet."""
+def start(n_workers: int, scheduler: str | None, stack: ExitStack) -> Future[Client]:
+    """The client to come, or what `connect` raises: a thread begins to connect. The connection, and
+    the local processes, end with the stack, or soon after it where they are not there yet."""
     if scheduler is None:
         start_fork_server()
     import distributed  # noqa: F401  # not in the thread: both would compute, and wait for each other
@@ -71,7 +70,7 @@ def start(n_workers: int, scheduler: str | None, stack: ExitStack) -> Callable[[
     stack.callback(close)
     # The end of this process does not wait for it; local workers end with this process anyway.
     Thread(target=begin, daemon=True).start()
-    return connected.result
+    return connected
 
 
 def run(
@@ -79,7 +78,7 @@ def run(
     tasks: Sequence[T],
     n_workers: int,
     scheduler: str | None,
-    started: Callable[[], Client] | None,
+    started: Future[Client] | None,
     shared: Path | None = None,
     say: Callable[..., None] = lambda text, **fields: None,
     on_ready: Callable[[], None] = lambda: None,
@@ -102,8 +101,8 @@ def run(
         return
     with ExitStack() as stack:
         wanted = min(n_workers, len(tasks))
-        client = started() if started else connect(wanted, scheduler, stack)
-        if started and client.cluster is not None:
+        client = started.result() if started else connect(wanted, scheduler, stack)
+        if client.cluster is not None and len(client.cluster.workers) < wanted:
             client.cluster.scale(wanted)  # the number of tasks was not known
         stack.enter_context(while_scheduler_lives(client, scheduler))
         if scheduler is not None:
@@ -131,6 +130,7 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
                 "distributed.worker.profile.enabled": False,
                 "distributed.admin.tick.interval": "1s",  # 20 ms would be 3 % of a core here
                 "distributed.worker.memory.monitor-interval": "1s",  # 100 ms: another 2 %
+                "distributed.admin.system-monitor.interval": "10s",  # 500 ms: another 1 %
             }
         )
     )
