@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets import images
 from datasets.errors import ImageError
-from datasets.source import Samples, Source, Stamped
+from datasets.source import Grouped, Samples, Source, Stamped
 
 if TYPE_CHECKING:
     from datasets.index import Entry
@@ -52,7 +52,7 @@ def scan(source: Source, samples: Samples, advance: Callable[[int], None] = lamb
     advance: Told of each number of samples that are done.
     """
     found, unknown = recognize(source, samples)
-    for where in parts(unknown):
+    for where in parts(source, samples, unknown):
         found.put(where, read_scan(source, samples.take(where)))
         advance(len(where))
     return found
@@ -85,8 +85,19 @@ def recognize(
     return found, np.array(unknown, np.int64)
 
 
-def parts(positions: np.ndarray) -> list[np.ndarray]:
-    return [positions[i : i + PART] for i in range(0, len(positions), PART)]
+def parts(source: Source, samples: Samples, positions: np.ndarray) -> list[np.ndarray]:
+    """These positions, in their order, in parts of 256, or of more where a source reads more at
+    once."""
+    found, start, n = [], 0, len(positions)
+    while start < n:
+        end = min(start + PART, n)
+        if isinstance(source, Grouped):
+            last = source.group(samples.refs[positions[end - 1]])
+            while end < n and source.group(samples.refs[positions[end]]) == last:
+                end += 1
+        found.append(positions[start:end])
+        start = end
+    return found
 
 
 def read_scan(source: Source, samples: Samples) -> Scan:

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -153,6 +153,15 @@ class Stamped(Protocol):
     def stamps(self, refs: Sequence[Any]) -> list[str | None]:
         """A text for each ref that is another one whenever the content is; None where nothing can
         be told."""
+        ...
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """A source that reads many samples to give one of them."""
+
+    def group(self, ref: Any) -> Hashable:
+        """Equal for refs of samples that are read at once."""
         ...
 
 

@@ -217,13 +217,13 @@ def refuse_nested_objects(out: Path, dataset: str) -> None:
 def make_plan(
     config: AugmentConfig,
     report: Report,
-    on_listed: Callable[[int], Future[Client] | None] = lambda n: None,
+    begin: Callable[[int, int], Future[Client] | None] = lambda n_samples, n_changed: None,
 ) -> Plan:
     """Reads the source once (every byte is hashed, but of files that are known to be what they
     were when `out` was written) and fixes all that the output depends on.
 
-    on_listed: Told how many samples there are, before they are read; the client, if it gives one,
-      is of workers that read them too.
+    begin: Told how many samples there are, and once more when it is known how many are new or
+      changed; gives the client of the workers to come, who read them too, or None.
     Raises: UserError for anything in the configuration or the source that cannot work.
     """
     out = output_folder(config)
@@ -234,7 +234,7 @@ def make_plan(
     copies = choose_splits(config, listing)
     samples = choose_samples(listing, copies, config.limit)
     n_samples = sum(map(len, samples.values()))
-    coming = on_listed(n_samples)
+    coming = begin(n_samples, 0)
     is_published = config.publish or storage.is_object(out)
     version_before = latest(out) if is_published else None
     base = read_base(out if version_before is None else out / version_before)
@@ -249,7 +249,7 @@ def make_plan(
             progress.advance,
             config.workers,
             config.scheduler,
-            coming,
+            lambda n_changed: coming or begin(n_samples, n_changed),
             report.say,
         )
     if not any(scanned.shapes.any() for scanned in scans.values()):

@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.errors import EnvironmentFailed
 from datasets.fingerprint import Scan, parts, read_scan, recognize
-from datasets.source import Samples, Source
+from datasets.source import Samples, Source, Stamped
 from pipeline.job import check_environment, environment
 from pipeline.workers import run
 
@@ -75,7 +75,7 @@ def read_all(
     advance: Callable[[int], None],
     n_workers: int,
     scheduler: str | None,
-    coming: Future[Client] | None,
+    begin: Callable[[int], Future[Client] | None],
     say: Callable[..., None],
 ) -> dict[str, Scan]:
     """Split -> a scan of its samples.
@@ -83,7 +83,8 @@ def read_all(
     known: Sample id -> how it was before; what has its stamp still is not read.
     advance: Told of each number of samples that are done.
     n_workers, scheduler, say: As of `pipeline.workers.run`.
-    coming: The client of the workers; without it, this process reads all.
+    begin: Told how many samples are new or changed, 0 where that cannot be told; gives the client
+      of the workers to come, or None: this process reads all.
     Raises: what `pipeline.workers.run` does; EnvironmentFailed if a worker of a cluster cannot read
       what this process can.
     """
@@ -92,7 +93,9 @@ def read_all(
     for split, some in samples.items():
         scans[split], unknown = recognize(source, some, known)
         advance(len(some) - len(unknown))
-        left += [(split, where) for where in parts(unknown)]
+        left += [(split, where) for where in parts(source, some, unknown)]
+    n_changed = sum(len(where) for _, where in left) if isinstance(source, Stamped) else 0
+    coming = begin(n_changed)
 
     def read_here(split: str, where: np.ndarray) -> None:
         scans[split].put(where, read_scan(source, samples[split].take(where)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,14 +12,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from distributed import Client
 from numpy.testing import assert_array_equal
 
 from datasets import fingerprint
+from datasets.catalog import open_source
 from datasets.errors import EnvironmentFailed
 from datasets.fingerprint import Scan, scan
 from datasets.folder import Folder
+from datasets.images import encode
 from datasets.index import read_index, write_index
 from datasets.source import Listing, Samples, Source
 from pipeline.reading import read_all
@@ -32,6 +36,14 @@ ALL = frozenset(f"{'ab'[i % 2]}/{i:03d}.png" for i in range(N))
 
 def no_word(text: str, **fields: object) -> None:
     raise AssertionError(text)
+
+
+def no_one(n: int) -> None:
+    pass
+
+
+def given(coming: Future[Client]) -> Callable[[int], Future[Client]]:
+    return lambda n_changed: coming
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +94,7 @@ def test_workers_find_what_one_process_finds(photos: Path) -> None:
     expected = {split: scan(source, some) for split, some in samples.items()}
     done: list[int] = []
     with connected() as coming:
-        found = read_all(source, samples, {}, done.append, 2, None, coming, no_word)
+        found = read_all(source, samples, {}, done.append, 2, None, given(coming), no_word)
     assert_same(found, expected)
     assert sum(done) == N
     assert len(done) > 5  # it is told as it goes
@@ -115,7 +127,7 @@ def test_what_a_worker_was_reading_when_it_was_killed_is_read_by_another(tmp_pat
     source = Elsewhere(tmp_path, os.getpid())
     samples = Samples([str(i) for i in range(N)], np.zeros(N, np.int64), range(N))
     with connected() as coming:
-        found = read_all(source, {"a": samples}, {}, lambda n: None, 2, None, coming, no_word)
+        found = read_all(source, {"a": samples}, {}, no_one, 2, None, given(coming), no_word)
     assert (tmp_path / "met").exists()
     expected = [fingerprint.digest_of(np.full((2, 3), i, np.uint8)) for i in range(N)]
     assert found["a"].digests == expected
@@ -156,9 +168,28 @@ def test_what_still_has_its_stamp_is_not_read(photos: Path, tmp_path: Path) -> N
         one.stamps[:] = ["new" if ref in changed else "old" for ref in samples[split].refs]
     watched, known = Watched(source, frozenset(changed)), read_index(out, "0" * 64)
     done: list[int] = []
-    found = read_all(watched, samples, known, done.append, 0, None, None, no_word)
+    changes: list[int] = []
+    found = read_all(watched, samples, known, done.append, 0, None, changes.append, no_word)
     assert_same(found, expected)
     assert sum(done) == N
+    assert changes == [3]
+
+
+def test_a_row_group_of_parquet_is_read_once(tmp_path: Path) -> None:
+    image = encode(np.zeros((2, 2, 3), np.uint8), "png", 95)
+    for file, n_rows in enumerate((20, 3, 11)):
+        table = pa.table({"image": [image] * n_rows, "label": [0] * n_rows})
+        path = tmp_path / f"train-0000{file}-of-00003.parquet"
+        pq.write_table(table, path, row_group_size=7)
+    source = open_source(str(tmp_path), tmp_path)
+    train = source.listing().splits["train"]
+    found = [
+        sorted({(Path(path).name[:11], group) for path, group, _ in train.take(part).refs})
+        for part in fingerprint.parts(source, train, np.arange(len(train)))
+    ]
+    # Eight rows make a part, and what is left of their last group.
+    a, b, c = (f"train-0000{file}" for file in range(3))
+    assert found == [[(a, 0), (a, 1)], [(a, 2), (b, 0)], [(c, 0), (c, 1)]]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
@@ -175,6 +206,6 @@ def test_a_worker_that_does_not_see_the_data_set_is_told_before_work_starts(
             pytest.raises(EnvironmentFailed, match=r"a worker cannot read [ab]/\d+\.png, which"),
         ):
             read_all(
-                *(source, splits_of(source), {}, lambda n: None, 2, dask.address, coming),
+                *(source, splits_of(source), {}, no_one, 2, dask.address, given(coming)),
                 lambda text, **fields: None,
             )
