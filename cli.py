@@ -228,8 +228,13 @@ def visualize(
     ] = None,
     dataset: RunDataset = None,
     data_dir: RunDataDir = None,
-    split: Annotated[str, typer.Option(help="The split to take samples of.")] = "test",
-    samples: Annotated[int, typer.Option(min=1, max=40, help="Samples, chosen by hash.")] = 4,
+    split: Annotated[
+        str | None, typer.Option(help="The split to take samples of.", show_default="test")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, max=40, help="Samples, chosen by hash.", show_default="4"),
+    ] = None,
     class_name: Annotated[
         str | None,
         typer.Option("--class", help="Of Grad-CAM.", show_default="the likeliest of each image"),

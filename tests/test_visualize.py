@@ -351,9 +351,7 @@ def test_pictures_show_the_weights_and_maps_pixel_for_pixel(tmp_path: Path) -> N
     model.save(tmp_path / "model.keras")
     path = tmp_path / "image.png"
     cv2.imwrite(str(path), COLOUR[0, :8, :8, ::-1])
-    options = VisualizeConfig(
-        tmp_path / "model.keras", tmp_path, ("mean",), (path,), channels=4, samples=1
-    )
+    options = VisualizeConfig(tmp_path / "model.keras", tmp_path, ("mean",), (path,), channels=4)
     visualize(options, QUIET)
     folder = tmp_path / "pictures"
     names = ["features-mean.png", "gradcam.png", "kernels-mean.png"]
@@ -520,7 +518,12 @@ def test_a_model_that_takes_any_size_is_given_one(tmp_path: Path) -> None:
         ({"images": ("none.png",)}, "none.png: cannot be read: No such file or directory; give"),
         ({"images": ("bad.png",)}, "bad.png: not a JPEG, PNG, WebP, BMP, TIFF or GIF image; give"),
         ({"images": (".",)}, "cannot be read: not a regular file"),
-        ({"images": ("a.png",), "dataset": "digits"}, "is shown instead of --dataset; leave one"),
+        (
+            {"images": ("a.png",), "dataset": "digits"},
+            "is shown instead of --dataset digits; leave",
+        ),
+        ({"images": ("a.png",), "samples": 4}, "is shown instead of --samples 4; leave one out"),
+        ({"images": ("a.png",), "split": "test"}, "is shown instead of --split test; leave one"),
         ({"split": "val"}, "--split val: digits has train, test; choose one"),
         ({"image_size": (9, 9)}, "takes images of 8x8; leave out --image-size"),
         ({"path": "nowhere"}, "no such model; expected a finished run"),

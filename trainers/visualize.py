@@ -20,6 +20,8 @@ from trainers.activations import Network, named_layers, shapes_of
 from trainers.evaluate import ENSEMBLE, EvaluateConfig, data_of, load_model, read_config
 from trainers.network_sheets import Shown, cam_sheet, kernel_sheet, map_sheet
 
+SPLIT, N_SAMPLES = "test", 4  # where nothing else is asked for
+
 
 @dataclass(frozen=True)
 class VisualizeConfig:
@@ -28,8 +30,9 @@ class VisualizeConfig:
     path: A run folder, or a .keras or .h5 file. default_data_dir: As for `EvaluateConfig`.
     layers: Names; none for the first convolution and the last layer that gives maps. Grad-CAM is
       at that last one in any case.
-    images: Files; none for the first samples by hash of the split of a data set, the run's own
+    images: Files; none for the first `samples` by hash of the split of a data set, the run's own
       unless another is named.
+    split, samples: None for `test` and 4.
     class_name: That Grad-CAM explains; None for the likeliest of each image.
     image_size: For a model that takes any.
     """
@@ -40,8 +43,8 @@ class VisualizeConfig:
     images: tuple[Path, ...] = ()
     dataset: str | None = None
     data_dir: Path | None = None
-    split: str = "test"
-    samples: int = 4
+    split: str | None = None
+    samples: int | None = None
     class_name: str | None = None
     channels: int = 16
     image_size: tuple[int, int] | None = None
@@ -144,8 +147,12 @@ def choose_images(
     Raises: UserError if one of the paths, or none of the samples, can be used.
     """
     known_classes = tuple(known["run"].get("classes", ()))
-    if config.images and config.dataset:
-        raise UserError(f"--image {config.images[0]}: is shown instead of --dataset; leave one out")
+    of_data = {"dataset": config.dataset, "split": config.split, "samples": config.samples}
+    given = [f"--{name} {value}" for name, value in of_data.items() if value is not None]
+    if config.images and given:
+        raise UserError(
+            f"--image {config.images[0]}: is shown instead of {given[0]}; leave one out"
+        )
     if not config.images and not config.dataset and not known["origin"]:
         raise UserError(
             f"{config.path}: does not say what it was trained on; give --dataset or --image"
@@ -175,9 +182,9 @@ def first_samples(
         default_data_dir=config.default_data_dir,
         dataset=config.dataset,
         data_dir=config.data_dir,
-        split=config.split,
+        split=config.split or SPLIT,
         image_size=network.shape[:2],
-        limit=config.samples,
+        limit=config.samples or N_SAMPLES,
     )
     # They are not augmented, and one that cannot be used is named and left out.
     data = replace(data_of(asked, known), policy="none", max_bad=1.0)
