@@ -167,6 +167,6 @@ def test_a_fold_is_part_of_a_run(tmp_path: Path) -> None:
         json.loads((tmp_path / "cv" / f"fold-{i}" / "config.json").read_text())["run"]
         for i in (1, 2)
     )
-    assert (first.pop("fold"), second.pop("fold")) == ([1, 2], [2, 2])
+    assert (first.pop("fold"), second.pop("fold")) == ("1 of 2", "2 of 2")
     assert first == second
     assert_array_equal(first["shape"], [8, 8, 1])

@@ -142,7 +142,7 @@ def identity(config: TrainConfig, data: Data) -> dict[str, Any]:
         "classes": list(data.classes),
         "shape": list(data.shape),
         "val_fraction": config.data.val_fraction,
-        **({"fold": data.fold} if data.fold else {}),
+        **({"fold": "{} of {}".format(*data.fold)} if data.fold else {}),
         "policy": data.policy,
         "augment_seed": data.augment_seed,
         "per_epoch": config.data.per_epoch,
