@@ -183,6 +183,9 @@ def output_folder(config: AugmentConfig) -> Path:
         partial_folder(out, "0" * 16).exists()
     except OSError as err:
         raise UserError(f"--out {out}: {err.strerror}; choose another place or name") from err
+    above = next(folder for folder in out.parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"--out {out}: {above} is a file, and no folder; choose another place")
     refuse_nesting(out, config.dataset)
     return out
 

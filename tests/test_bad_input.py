@@ -148,6 +148,14 @@ def test_an_output_and_its_data_set_do_not_lie_in_each_other(tmp_path: Path) -> 
     assert len(list(photos.rglob("*.png"))) == 12
 
 
+def test_an_output_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "out", tmp_path / "file" / "a" / "out"):
+        assert f"{tmp_path / 'file'} is a file, and no folder" in refused(
+            2, "augment", "--out", out
+        )
+
+
 def test_an_output_behind_a_link_is_written_where_the_link_leads(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
