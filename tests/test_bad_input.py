@@ -239,12 +239,6 @@ cli.main()
     assert not out.exists()
 
 
-def test_an_unwritable_place(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    line = refused(5, "augment", "--out", tmp_path / "file" / "out")
-    assert "cannot be written" in line
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 4 MB."""
