@@ -259,6 +259,12 @@ def test_a_disk_that_is_too_small_is_told_before_work_starts(small_disk: Path) -
     assert list(small_disk.iterdir()) == []
 
 
+def test_a_disk_that_is_read_only_is_told_before_work_starts(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    line = refused(5, "augment", "--out", small_disk / "out", "--quiet")
+    assert "cannot be written (Read-only file system); choose another --out" in line
+
+
 def fill_up(path: Path) -> None:
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
