@@ -12,7 +12,7 @@ import numpy as np
 from datasets import storage
 from datasets.download import extract, fetch
 from datasets.errors import SourceError
-from datasets.source import Listing, Samples, read_file, read_files, stamps_of
+from datasets.source import Listing, Samples, read_file, read_files
 
 URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 MD5 = "97eceeb196236b17998738112f37df78"
@@ -102,11 +102,12 @@ class Cub200:
                 "`1 60.0 27.0 325.0 304.0`; unpack it again"
             ) from err
 
-    def read(self, refs: Sequence[str]) -> Iterator[bytes]:
-        return read_files(self.folder / "images", refs)
+    @property
+    def files(self) -> Path:
+        return self.folder / "images"
 
-    def stamps(self, refs: Sequence[str]) -> list[str | None]:
-        return stamps_of(self.folder / "images", refs)
+    def read(self, refs: Sequence[str]) -> Iterator[bytes]:
+        return read_files(self.files, refs)
 
 
 class Cub200Cropped(Cub200):

@@ -11,12 +11,12 @@ import numpy as np
 
 from datasets import images
 from datasets.errors import ImageError
-from datasets.source import Grouped, Samples, Source, Stamped
+from datasets.source import OfFiles, Samples, Source, stamps_of
 
 if TYPE_CHECKING:
     from datasets.index import Entry
 
-PART = 256  # samples that are read before anybody is told of them, or by a worker at a time
+TOLD_EVERY = 64  # samples: to tell of each would take a tenth of the time of small ones
 AFTER_ERROR = 1000  # refs that are asked for at once: a million bad ones must not copy all the rest
 
 
@@ -27,7 +27,8 @@ class Scan:
     digests: sha256 of the bytes or pixels of each sample, b"" where it could not be read.
     shapes: (n, 3) int32 height, width, channels after the crop to its box; 0 where unusable.
     errors: Position -> reason, for samples whose file or header cannot be used.
-    stamps: Of each sample, as `Stamped` gives them; None where there is none, or it was unreadable.
+    stamps: Of each sample, as `stamps_of` gives them; None where there is none, or it was
+      unreadable.
     """
 
     digests: list[bytes]
@@ -36,7 +37,8 @@ class Scan:
     stamps: list[str | None] = field(default_factory=list)
 
     def put(self, where: np.ndarray, part: Scan) -> None:
-        """Fills in the samples at these positions from a scan of them alone, without stamps."""
+        """Fills in the samples at these positions, which are not known yet, from a scan of them
+        alone; the stamps are those from before."""
         self.shapes[where] = part.shapes
         positions = where.tolist()
         for i, digest in zip(positions, part.digests, strict=True):
@@ -45,31 +47,37 @@ class Scan:
                 self.stamps[i] = None  # it may be readable tomorrow, without any change to it
         self.errors.update((positions[n], why) for n, why in part.errors.items())
 
+    def take(self, where: np.ndarray) -> Scan:
+        """The scan of the samples at these positions, in this order, without stamps."""
+        chosen = where.tolist()
+        return Scan(
+            [self.digests[i] for i in chosen],
+            self.shapes[where],
+            {n: self.errors[i] for n, i in enumerate(chosen) if i in self.errors},
+        )
+
 
 def scan(source: Source, samples: Samples, advance: Callable[[int], None] = lambda n: None) -> Scan:
     """Reads every sample once; decodes none, sizes come from headers.
 
     advance: Told of each number of samples that are done.
     """
-    found, unknown = recognize(source, samples)
-    for where in parts(source, samples, unknown):
-        found.put(where, read_scan(source, samples.take(where)))
-        advance(len(where))
+    found, everything = recognize(source, samples, {})
+    found.put(everything, read_scan(source, samples, advance))
     return found
 
 
 def recognize(
-    source: Source, samples: Samples, known: Mapping[str, Entry] | None = None
+    source: Source, samples: Samples, known: Mapping[str, Entry]
 ) -> tuple[Scan, np.ndarray]:
     """What the stamps of the samples tell, and the positions of those that must be read.
 
     known: Sample id -> how it was before; what has its stamp still is that.
     """
     n = len(samples)
-    # Stamps come first: who changes a file from now on changes its stamp.
     stamps: list[str | None] = [None] * n
-    if isinstance(source, Stamped):
-        stamps = source.stamps(samples.refs)
+    if isinstance(source, OfFiles):  # before they are read: who changes one then changes its stamp
+        stamps = stamps_of(source.files, samples.refs)
     found = Scan([b""] * n, np.zeros((n, 3), np.int32), stamps=stamps)
     if not known:
         return found, np.arange(n)
@@ -85,23 +93,10 @@ def recognize(
     return found, np.array(unknown, np.int64)
 
 
-def parts(source: Source, samples: Samples, positions: np.ndarray) -> list[np.ndarray]:
-    """These positions, in their order, in parts of 256, or of more where a source reads more at
-    once."""
-    found, start, n = [], 0, len(positions)
-    while start < n:
-        end = min(start + PART, n)
-        if isinstance(source, Grouped):
-            last = source.group(samples.refs[positions[end - 1]])
-            while end < n and source.group(samples.refs[positions[end]]) == last:
-                end += 1
-        found.append(positions[start:end])
-        start = end
-    return found
-
-
-def read_scan(source: Source, samples: Samples) -> Scan:
-    """A scan of these samples, without stamps: every one is read."""
+def read_scan(
+    source: Source, samples: Samples, advance: Callable[[int], None] = lambda n: None
+) -> Scan:
+    """A scan of these samples without stamps: every one is read."""
     digests, shapes, errors = list[bytes](), list[Sequence[int]](), dict[int, str]()
     for i, data in enumerate(read_each(source, samples.refs)):
         shape: Sequence[int] = (0, 0, 0)
@@ -115,6 +110,9 @@ def read_scan(source: Source, samples: Samples) -> Scan:
             except ImageError as err:
                 errors[i] = str(err)
         shapes.append(shape)
+        if len(shapes) % TOLD_EVERY == 0:
+            advance(TOLD_EVERY)
+    advance(len(shapes) % TOLD_EVERY)
     return Scan(digests, np.array(shapes, np.int32).reshape(-1, 3), errors)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from datasets.errors import SourceError
 from datasets.images import SUFFIXES
 from datasets.shard_files import find_shards
-from datasets.source import Listing, Samples, is_held_out, read_files, stamps_of
+from datasets.source import Listing, Samples, is_held_out, read_files
 from datasets.storage import entries, files_below, is_folder, is_object, key
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -165,11 +165,12 @@ class Folder:
             # Sorted, so that of two links to one folder it is always the same that is followed.
             waiting += sorted(folders, reverse=True)
 
-    def read(self, refs: Sequence[str]) -> Iterator[bytes]:
-        return read_files(self.root, refs)
+    @property
+    def files(self) -> Path:
+        return self.root
 
-    def stamps(self, refs: Sequence[str]) -> list[str | None]:
-        return stamps_of(self.root, refs)
+    def read(self, refs: Sequence[str]) -> Iterator[bytes]:
+        return read_files(self.files, refs)
 
 
 def is_image(name: str) -> bool:

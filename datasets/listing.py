@@ -16,7 +16,7 @@ from datasets import storage
 from datasets.errors import SourceError, first_line
 from datasets.folder import source_name, split_by_hash
 from datasets.labels import as_name, is_missing
-from datasets.source import Listing, Samples, read_files, stamps_of
+from datasets.source import Listing, Samples, read_files
 
 PATH = ("path", "image", "file", "file_name", "filename")
 LABEL = ("label", "class")
@@ -124,11 +124,12 @@ class ListFile:
             f"that holds the {wanted[0]} to {' or '.join(wanted)}"
         )
 
-    def read(self, refs: Sequence[str]) -> Iterator[bytes]:
-        return read_files(self.file.parent, refs)
+    @property
+    def files(self) -> Path:
+        return self.file.parent
 
-    def stamps(self, refs: Sequence[str]) -> list[str | None]:
-        return stamps_of(self.file.parent, refs)
+    def read(self, refs: Sequence[str]) -> Iterator[bytes]:
+        return read_files(self.files, refs)
 
 
 def refuse_doubles(names: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -277,10 +277,6 @@ class Shards:
                 "with encoding 'bytes' and a shape (height, width, 1 or 3)"
             ) from err
         return shape
-
-    def group(self, ref: tuple[Any, ...]) -> Hashable:
-        """The row group, of Parquet."""
-        return ref[:2] if self.is_parquet else ref
 
     def read(self, refs: Sequence[tuple[Any, ...]]) -> Iterator[np.ndarray | bytes]:
         return self._read_parquet(refs) if self.is_parquet else self._read_tfrecord(refs)

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -147,22 +147,11 @@ class Source(Protocol):
 
 
 @runtime_checkable
-class Stamped(Protocol):
-    """A source that can tell without reading a sample whether it is what it was."""
+class OfFiles(Protocol):
+    """A source of files, each a sample: a ref is a name below the folder `files`."""
 
-    def stamps(self, refs: Sequence[Any]) -> list[str | None]:
-        """A text for each ref that is another one whenever the content is; None where nothing can
-        be told."""
-        ...
-
-
-@runtime_checkable
-class Grouped(Protocol):
-    """A source that reads many samples to give one of them."""
-
-    def group(self, ref: Any) -> Hashable:
-        """Equal for refs of samples that are read at once."""
-        ...
+    @property
+    def files(self) -> Path: ...
 
 
 def file_stamp(path: str) -> str | None:
@@ -178,8 +167,8 @@ def file_stamp(path: str) -> str | None:
 
 
 def stamps_of(folder: Path, refs: Sequence[str]) -> list[str | None]:
-    """The stamps of the files of those names below the folder; of objects size and ETag, which
-    changes with the content."""
+    """For each file of those names below the folder a text that is another one whenever its content
+    is; None where nothing can be told. Of objects it is size and ETag."""
     if storage.is_object(folder):
         tags = storage.tags_below(folder)
         return [tags.get(ref) for ref in refs]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import storage
 from datasets.errors import EnvironmentFailed, UserError, first_line
+from datasets.manifest import sha256_file
 from datasets.storage_errors import failures
 from pipeline.job import environment, software
 
@@ -25,7 +26,7 @@ def check_cluster(
     """Waits for the first worker, and looks at all that are there. Those that come later are looked
     at by the tasks they run.
 
-    shared: A file of this run that every worker must see.
+    shared: A file that every worker must see as this process does.
     Raises: UserError if scheduler or worker have other versions or compute other pixels;
       EnvironmentFailed if no worker comes, or one does not see the file.
     """
@@ -38,7 +39,7 @@ def check_cluster(
         raise UserError(f"{where}: the scheduler {cannot_run(err)}") from err
     refuse_other(f"{where}: the scheduler", found, software())
     wait_for_worker(client, scheduler, shared, say)
-    expected = None if shared is None else shared.read_bytes()
+    _, expected = look(shared)
     for address, answer in client.run(look, shared, on_error="return").items():
         worker = f"{where}: worker {address}"
         if isinstance(answer, OSError):  # gone since; its tasks go on elsewhere
@@ -48,21 +49,23 @@ def check_cluster(
         found, content = answer
         refuse_other(worker, found, environment())
         if content != expected:
-            raise EnvironmentFailed(f"{worker} does not see {shared}; {how_to_share(shared)}")
+            raise EnvironmentFailed(
+                f"{worker} does not see {shared} as it is here; {how_to_share(shared)}"
+            )
 
 
 def how_to_share(place: Path | None) -> str:
     """What to do where a worker does not see what this process does."""
     if place is not None and storage.is_object(place):
         return "give the workers the storage's address and credentials in their environment"
-    return "give an --out on storage that all workers share, under the same path"
+    return "keep data set and --out on storage that all workers share, under the same path"
 
 
-def look(shared: Path | None) -> tuple[dict[str, str], bytes | None]:
-    """What the process that runs this has, and what it finds in the file."""
+def look(shared: Path | None) -> tuple[dict[str, str], tuple[int, str] | None]:
+    """What the process that runs this has, and the size and sha256 of the file."""
     try:
         with failures(shared or ""):
-            return environment(), None if shared is None else shared.read_bytes()
+            return environment(), None if shared is None else sha256_file(shared)
     except (OSError, EnvironmentFailed):
         return environment(), None
 

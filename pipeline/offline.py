@@ -145,11 +145,12 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
     with ExitStack() as stack:
         clients: list[Future[Client]] = []
 
-        def begin(n_samples: int, n_changed: int) -> Future[Client] | None:
-            # Workers start while the source is read; not for one shard, or where all may be done.
+        def begin(n_samples: int, n_new: int) -> Future[Client] | None:
+            # Workers start while the source is read; not for one shard, or where all may be done,
+            # as it is not where there are samples that no output has.
             is_published = config.publish or storage.is_object(out)
             is_new = config.overwrite or (latest(out) is None if is_published else is_empty(out))
-            has_work = n_samples >= SMALL and (is_new or n_changed >= SMALL)
+            has_work = n_samples >= SMALL and (is_new or n_new >= SMALL)
             if has_work and (config.workers or config.scheduler):
                 n_workers = min(config.workers, MIN_BLOCKS)
                 clients.append(start(n_workers, config.scheduler, stack))

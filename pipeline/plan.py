@@ -220,13 +220,13 @@ def refuse_nested_objects(out: Path, dataset: str) -> None:
 def make_plan(
     config: AugmentConfig,
     report: Report,
-    begin: Callable[[int, int], Future[Client] | None] = lambda n_samples, n_changed: None,
+    begin: Callable[[int, int], Future[Client] | None] = lambda n_samples, n_new: None,
 ) -> Plan:
     """Reads the source once (every byte is hashed, but of files that are known to be what they
     were when `out` was written) and fixes all that the output depends on.
 
-    begin: Told how many samples there are, and once more when it is known how many are new or
-      changed; gives the client of the workers to come, who read them too, or None.
+    begin: Told how many samples there are, and once more when it is known how many are new; gives
+      the client of the workers to come, who read them too, or None.
     Raises: UserError for anything in the configuration or the source that cannot work.
     """
     out = output_folder(config)
@@ -252,7 +252,7 @@ def make_plan(
             progress.advance,
             config.workers,
             config.scheduler,
-            lambda n_changed: coming or begin(n_samples, n_changed),
+            lambda n_new: coming or begin(n_samples, n_new),
             report.say,
         )
     if not any(scanned.shapes.any() for scanned in scans.values()):

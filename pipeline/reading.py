@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from datasets.errors import EnvironmentFailed
-from datasets.fingerprint import Scan, parts, read_scan, recognize
-from datasets.source import Samples, Source, Stamped
+from datasets import storage
+from datasets.fingerprint import Scan, read_scan, recognize
+from datasets.source import OfFiles, Samples, Source, stamps_of
 from pipeline.job import check_environment, environment
-from pipeline.workers import run
+from pipeline.workers import run, when_there
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -21,17 +23,22 @@ if TYPE_CHECKING:
 
     from datasets.index import Entry
 
+PART = 256  # samples that a worker reads at a time
+
 
 @dataclass(frozen=True)
 class Part:
-    """Samples that a worker reads.
+    """Files that a worker reads.
 
-    number: Of this part among others. environment: What `environment` must give on the worker too.
+    number: Of this part among others. files: The folder they are in. is_far: Whether the worker may
+    be on another machine. environment: What `environment` must give there too.
     """
 
     number: int
     source: Source
     samples: Samples
+    files: Path
+    is_far: bool
     environment: dict[str, str]
 
 
@@ -40,9 +47,15 @@ class Parts(Sequence[Part]):
     source would not fit in memory once more."""
 
     def __init__(
-        self, source: Source, samples: dict[str, Samples], where: list[tuple[str, np.ndarray]]
+        self,
+        source: Source,
+        files: Path,
+        samples: dict[str, Samples],
+        where: list[tuple[str, np.ndarray]],
+        is_far: bool,
     ) -> None:
-        self.source, self.samples, self.where = source, samples, where
+        self.source, self.files, self.samples, self.where = source, files, samples, where
+        self.is_far = is_far
         self.environment = environment()
 
     def __len__(self) -> int:
@@ -56,16 +69,21 @@ class Parts(Sequence[Part]):
         if isinstance(i, slice):
             return [self[n] for n in range(*i.indices(len(self)))]
         split, positions = self.where[i]
-        return Part(i, self.source, self.samples[split].take(positions), self.environment)
+        some = self.samples[split].take(positions)
+        return Part(i, self.source, some, self.files, self.is_far, self.environment)
 
 
-def read_part(part: Part) -> tuple[int, Scan]:
-    """The number of the part, and a scan of its samples, without stamps.
+def read_part(part: Part) -> tuple[int, Scan, list[str | None] | None]:
+    """The number of the part, a scan of its samples without stamps, and the stamps that their files
+    have for this worker where that is on another machine: it may see others under their names.
 
     Raises: EnvironmentFailed if this worker has other libraries than the process that asks.
     """
     check_environment(part.environment)
-    return part.number, read_scan(part.source, part.samples)
+    # A URL is the same for all.
+    is_told = part.is_far and not storage.is_object(part.files)
+    stamps = stamps_of(part.files, part.samples.refs) if is_told else None
+    return part.number, read_scan(part.source, part.samples), stamps
 
 
 def read_all(
@@ -83,40 +101,48 @@ def read_all(
     known: Sample id -> how it was before; what has its stamp still is not read.
     advance: Told of each number of samples that are done.
     n_workers, scheduler, say: As of `pipeline.workers.run`.
-    begin: Told how many samples are new or changed, 0 where that cannot be told; gives the client
-      of the workers to come, or None: this process reads all.
-    Raises: what `pipeline.workers.run` does; EnvironmentFailed if a worker of a cluster cannot read
-      what this process can.
+    begin: Told how many samples are new, 0 where that is not known; gives the client of the workers
+      to come, or None: this process reads all, as it does where samples are not files.
+    Raises: what `pipeline.workers.run` does.
     """
     scans: dict[str, Scan] = {}
     left: list[tuple[str, np.ndarray]] = []
+    n_new = 0
     for split, some in samples.items():
         scans[split], unknown = recognize(source, some, known)
         advance(len(some) - len(unknown))
-        left += [(split, where) for where in parts(source, some, unknown)]
-    n_changed = sum(len(where) for _, where in left) if isinstance(source, Stamped) else 0
-    coming = begin(n_changed)
+        n_new += sum(some.ids[i] not in known for i in unknown.tolist()) if known else 0
+        size = PART if isinstance(source, OfFiles) else max(1, len(unknown))
+        cuts = [*range(0, len(unknown), size), len(unknown)]
+        left += [(split, unknown[a:b]) for a, b in pairwise(cuts)]
+    coming = begin(n_new)
 
     def read_here(split: str, where: np.ndarray) -> None:
-        scans[split].put(where, read_scan(source, samples[split].take(where)))
+        scans[split].put(where, read_scan(source, samples[split].take(where), advance))
 
-    while left and not (coming and coming.done()):
+    are_there = when_there(coming, scheduler)
+    seen: Path | None = None  # a file that workers must see too
+    while left and not (isinstance(source, OfFiles) and seen and are_there()):
         split, where = left.pop()
         read_here(split, where)
-        advance(len(where))
-    if not left:
-        return scans
-    tasks = Parts(source, samples, left)
-    for number, found in run(read_part, tasks, n_workers, scheduler, coming, say=say):
-        split, where = left[number]
-        scans[split].put(where, found)
-        advance(len(where))
-    for split, scan in scans.items():
-        unread = np.array([i for i, digest in enumerate(scan.digests) if not digest], np.int64)
-        read_here(split, unread)
-        if scheduler and (seen := [i for i in unread.tolist() if scan.digests[i]]):
-            raise EnvironmentFailed(
-                f"--scheduler {scheduler}: a worker cannot read {samples[split].ids[seen[0]]}, "
-                "which can be read here; give all workers the data set under the same path"
+        if isinstance(source, OfFiles):
+            seen = seen or next(
+                (source.files / samples[split].refs[i] for i in where if scans[split].digests[i]),
+                None,
             )
+    if not left or not isinstance(source, OfFiles):
+        return scans
+    parts = Parts(source, source.files, samples, left, scheduler is not None)
+    for number, found, stamps in run(read_part, parts, n_workers, scheduler, coming, seen, say):
+        split, where = left[number]
+        is_same = np.ones(len(where), bool)
+        if stamps is not None:
+            here = scans[split].stamps
+            is_same[:] = [
+                s is not None and s == here[i] for s, i in zip(stamps, where, strict=True)
+            ]
+        scans[split].put(where[is_same], found.take(np.flatnonzero(is_same)))
+        advance(int(is_same.sum()))
+        if not is_same.all():
+            read_here(split, where[~is_same])
     return scans

@@ -16,10 +16,10 @@ from multiprocessing import forkserver, get_context, resource_tracker
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from datasets.errors import EnvironmentFailed, UserError, first_line
-from pipeline.cluster import SAY_EVERY_S, check_cluster, say_no_worker
+from pipeline.cluster import SAY_EVERY_S, check_cluster, look, say_no_worker
 from pipeline.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -71,6 +71,26 @@ def start(n_workers: int, scheduler: str | None, stack: ExitStack) -> Future[Cli
     # The end of this process does not wait for it; local workers end with this process anyway.
     Thread(target=begin, daemon=True).start()
     return connected
+
+
+def when_there(coming: Future[Client] | None, scheduler: str | None) -> Callable[[], bool]:
+    """Tells whether the first worker is there, without waiting. Asking is work that waits for one,
+    for which an adaptive cluster starts it.
+
+    coming: From `start`; None where there will be no worker. It raises what `connect` does.
+    """
+    first: list[distributed.Future[Any]] = []
+
+    def is_there() -> bool:
+        if coming is None or not coming.done():
+            return False
+        if scheduler is None:
+            return True
+        if not first:
+            first.append(coming.result().submit(look, None, pure=False))
+        return first[0].done()
+
+    return is_there
 
 
 def run(

@@ -214,7 +214,7 @@ def test_a_worker_that_does_not_see_the_output_is_named_before_work_starts(tmp_p
         dask.worker(before=("unshare", "--mount", "sh", "-c", elsewhere, "sh"))
         result = run(*JOB, "--scheduler", dask.address, "--out", shared / "out", code=5)
     assert "does not see" in result.stderr
-    assert "give an --out on storage that all workers share" in result.stderr
+    assert "keep data set and --out on storage that all workers share" in result.stderr
 
 
 @pytest.mark.slow

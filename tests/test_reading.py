@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
@@ -12,26 +13,23 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from distributed import Client
 from numpy.testing import assert_array_equal
 
-from datasets import fingerprint
-from datasets.catalog import open_source
+from datasets import source as source_module
+from datasets.blocks import SMALL
 from datasets.errors import EnvironmentFailed
 from datasets.fingerprint import Scan, scan
 from datasets.folder import Folder
-from datasets.images import encode
 from datasets.index import read_index, write_index
-from datasets.source import Listing, Samples, Source
+from datasets.source import TICK_NS, Listing, Samples, Source
+from pipeline import reading
 from pipeline.reading import read_all
 from pipeline.workers import connect
-from tests.running import Cluster
+from tests.running import Cluster, run, tree_hash, wait_until
 
 N = 60
-ALL = frozenset(f"{'ab'[i % 2]}/{i:03d}.png" for i in range(N))
 
 
 def no_word(text: str, **fields: object) -> None:
@@ -48,7 +46,8 @@ def given(coming: Future[Client]) -> Callable[[int], Future[Client]]:
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fingerprint, "PART", 8)
+    monkeypatch.setattr(reading, "PART", 8)
+    monkeypatch.setattr(source_module, "TICK_NS", 0)  # else what is new has no stamp
 
 
 @pytest.fixture
@@ -87,67 +86,78 @@ def assert_same(found: dict[str, Scan], expected: dict[str, Scan]) -> None:
         assert mine.stamps == expected[split].stamps
 
 
-def test_workers_find_what_one_process_finds(photos: Path) -> None:
+@pytest.mark.parametrize("n_here", [1, 4])
+def test_workers_find_what_one_process_finds(photos: Path, n_here: int) -> None:
     source = Folder(photos)
     samples = splits_of(source)
     (photos / "a" / "004.png").unlink()
     expected = {split: scan(source, some) for split, some in samples.items()}
     done: list[int] = []
-    with connected() as coming:
-        found = read_all(source, samples, {}, done.append, 2, None, given(coming), no_word)
+    coming: Future[Client] = Future()
+
+    def advance(n: int) -> None:
+        done.append(n)
+        if len([m for m in done if m]) == n_here:  # workers come when so much is read
+            coming.set_result(connect(2, None, stack))
+
+    with ExitStack() as stack:
+        found = read_all(source, samples, {}, advance, 2, None, given(coming), no_word)
+    assert coming.done()
     assert_same(found, expected)
     assert sum(done) == N
-    assert len(done) > 5  # it is told as it goes
     assert sum(len(one.errors) for one in found.values()) == 4
 
 
 @dataclass(frozen=True)
-class Elsewhere:
-    """A source that ends the process it is first read in, and cannot be read where it was made."""
+class Deadly:
+    """A folder that kills the first worker that reads it."""
 
-    root: Path
+    folder: Folder
+    marker: Path
     home: int
-    name = "elsewhere"
-    channels = 1
+    name = "deadly"
+    channels = 3
+
+    @property
+    def files(self) -> Path:
+        return self.folder.root
 
     def listing(self) -> Listing:
-        raise NotImplementedError
+        return self.folder.listing()
 
-    def read(self, refs: Sequence[int]) -> Iterator[np.ndarray]:
-        assert os.getpid() != self.home
-        try:
-            (self.root / "met").mkdir()
-        except FileExistsError:
-            yield from (np.full((2, 3), ref, np.uint8) for ref in refs)
-            return
-        os.kill(os.getpid(), signal.SIGKILL)
+    def read(self, refs: Sequence[str]) -> Iterator[bytes]:
+        if os.getpid() != self.home and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.folder.read(refs)
 
 
-def test_what_a_worker_was_reading_when_it_was_killed_is_read_by_another(tmp_path: Path) -> None:
-    source = Elsewhere(tmp_path, os.getpid())
-    samples = Samples([str(i) for i in range(N)], np.zeros(N, np.int64), range(N))
+def test_what_a_worker_was_reading_when_it_was_killed_is_read_by_another(
+    photos: Path, tmp_path: Path
+) -> None:
+    source = Deadly(Folder(photos), tmp_path / "marker", os.getpid())
+    samples = splits_of(source)
     with connected() as coming:
-        found = read_all(source, {"a": samples}, {}, no_one, 2, None, given(coming), no_word)
-    assert (tmp_path / "met").exists()
-    expected = [fingerprint.digest_of(np.full((2, 3), i, np.uint8)) for i in range(N)]
-    assert found["a"].digests == expected
-    assert found["a"].shapes.tolist() == [[2, 3, 1]] * N
+        found = read_all(source, samples, {}, no_one, 2, None, given(coming), no_word)
+    assert source.marker.exists()
+    assert_same(found, {split: scan(source, some) for split, some in samples.items()})
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A folder of which only these files have changed, and may be read."""
+    """A folder of which only these files may be read."""
 
     folder: Folder
     changed: frozenset[str]
     name = "watched"
     channels = 3
 
+    @property
+    def files(self) -> Path:
+        return self.folder.root
+
     def listing(self) -> Listing:
         return self.folder.listing()
-
-    def stamps(self, refs: Sequence[str]) -> list[str | None]:
-        return ["new" if ref in self.changed else "old" for ref in refs]
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
         assert set(refs) <= self.changed
@@ -157,55 +167,74 @@ class Watched:
 def test_what_still_has_its_stamp_is_not_read(photos: Path, tmp_path: Path) -> None:
     source, out = Folder(photos), tmp_path / "out"
     samples = splits_of(source)
-    before = {split: scan(Watched(source, ALL), some) for split, some in samples.items()}
-    for one in before.values():
-        one.stamps[:] = ["old"] * len(one.stamps)
+    before = {split: scan(source, some) for split, some in samples.items()}
     write_index(out, "0" * 64, samples, before)
-    changed = {"a/008.png", "b/005.png", "b/011.png"}
-    (photos / "b" / "011.png").write_bytes((photos / "a" / "000.png").read_bytes())
-    expected = {split: scan(Watched(source, ALL), some) for split, some in samples.items()}
-    for split, one in expected.items():
-        one.stamps[:] = ["new" if ref in changed else "old" for ref in samples[split].refs]
-    watched, known = Watched(source, frozenset(changed)), read_index(out, "0" * 64)
+    known = read_index(out, "0" * 64)
+    del known["b/011.png"]  # as if it were new
+    (photos / "a" / "008.png").write_bytes((photos / "a" / "000.png").read_bytes())
+    watched = Watched(source, frozenset({"a/008.png", "b/011.png"}))
     done: list[int] = []
-    changes: list[int] = []
-    found = read_all(watched, samples, known, done.append, 0, None, changes.append, no_word)
-    assert_same(found, expected)
+    new: list[int] = []
+    found = read_all(watched, samples, known, done.append, 0, None, new.append, no_word)
+    assert_same(found, {split: scan(source, some) for split, some in samples.items()})
     assert sum(done) == N
-    assert changes == [3]
+    assert new == [1]
 
 
-def test_a_row_group_of_parquet_is_read_once(tmp_path: Path) -> None:
-    image = encode(np.zeros((2, 2, 3), np.uint8), "png", 95)
-    for file, n_rows in enumerate((20, 3, 11)):
-        table = pa.table({"image": [image] * n_rows, "label": [0] * n_rows})
-        path = tmp_path / f"train-0000{file}-of-00003.parquet"
-        pq.write_table(table, path, row_group_size=7)
-    source = open_source(str(tmp_path), tmp_path)
-    train = source.listing().splits["train"]
-    found = [
-        sorted({(Path(path).name[:11], group) for path, group, _ in train.take(part).refs})
-        for part in fingerprint.parts(source, train, np.arange(len(train)))
-    ]
-    # Eight rows make a part, and what is left of their last group.
-    a, b, c = (f"train-0000{file}" for file in range(3))
-    assert found == [[(a, 0), (a, 1)], [(a, 2), (b, 0)], [(c, 0), (c, 1)]]
+def hidden(path: Path) -> tuple[str, ...]:
+    """Starts what follows where the folder is empty."""
+    return ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs {path} && exec "$@"', "sh")
+
+
+def replaced(path: Path, by: Path) -> tuple[str, ...]:
+    """Starts what follows where the one file is the other."""
+    return ("unshare", "--mount", "sh", "-c", f'mount --bind {by} {path} && exec "$@"', "sh")
+
+
+def read_on(cluster: Cluster, source: Source) -> dict[str, Scan]:
+    """With two parts read here, and the others by workers."""
+    with connected(cluster.address) as coming:
+
+        def advance(n: int) -> None:  # behind all that the workers were asked for before
+            coming.result().submit(int, pure=False).result()
+
+        return read_all(
+            *(source, splits_of(source), {}, advance, 2, cluster.address),
+            *(given(coming), lambda text, **fields: None),
+        )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
-def test_a_worker_that_does_not_see_the_data_set_is_told_before_work_starts(
-    photos: Path, tmp_path: Path
-) -> None:
-    source = Folder(photos)
-    elsewhere = f'mount -t tmpfs tmpfs {photos} && exec "$@"'
+def test_a_worker_that_does_not_see_the_data_set_is_named(photos: Path, tmp_path: Path) -> None:
     with Cluster(tmp_path) as dask:
-        dask.scheduler()
-        dask.worker(before=("unshare", "--mount", "sh", "-c", elsewhere, "sh"))
-        with (
-            connected(dask.address) as coming,
-            pytest.raises(EnvironmentFailed, match=r"a worker cannot read [ab]/\d+\.png, which"),
-        ):
-            read_all(
-                *(source, splits_of(source), {}, no_one, 2, dask.address, given(coming)),
-                lambda text, **fields: None,
-            )
+        dask.scheduler(), dask.worker(before=hidden(photos))
+        with pytest.raises(EnvironmentFailed, match=r"worker .* does not see .*\d+.png as it is"):
+            read_on(dask, Folder(photos))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_file_that_is_another_one_on_a_worker_is_read_here(photos: Path, tmp_path: Path) -> None:
+    source, other = Folder(photos), tmp_path / "other.png"
+    expected = {split: scan(source, some) for split, some in splits_of(source).items()}
+    first = next(iter(splits_of(source).values())).refs[0]  # this process begins at the end
+    cv2.imwrite(str(other), np.zeros((3, 3, 3), np.uint8))
+    # Until the worker, too, can tell the others by their stamps.
+    wait_until(lambda: time.time_ns() - other.stat().st_ctime_ns > TICK_NS, "a later time")
+    with Cluster(tmp_path) as dask:
+        dask.scheduler(), dask.worker(before=replaced(photos / first, other))
+        assert_same(read_on(dask, source), expected)
+
+
+def test_many_new_photos_make_the_version_of_a_run_from_nothing(tmp_path: Path) -> None:
+    folder, rng = tmp_path / "photos", np.random.default_rng(0)
+    job = ("augment", "--dataset", folder, "--copies", 1, "--publish", "--quiet")
+    for i in range(SMALL + 44):
+        path = folder / "ab"[i % 2] / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), rng.integers(0, 256, (8, 9, 3), np.uint8))
+        if i == 20:
+            run(*job, "--out", tmp_path / "grown")
+    run(*job, "--out", tmp_path / "grown", "--workers", 2)
+    run(*job, "--out", tmp_path / "new")
+    grown, new = tmp_path / "grown" / "latest", tmp_path / "new" / "latest"
+    assert tree_hash(grown.resolve()) == tree_hash(new.resolve())
