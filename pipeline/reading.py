@@ -30,16 +30,15 @@ PART = 256  # samples that a worker reads at a time
 class Part:
     """Files that a worker reads.
 
-    number: Of this part among others. files: The folder they are in. is_far: Whether the worker may
-    be on another machine. environment: What `environment` must give there too.
+    number: Of this part among others. environment: What `environment` must give on the worker too.
+    files: Their folder, where the worker may see others under these names; else None.
     """
 
     number: int
     source: Source
     samples: Samples
-    files: Path
-    is_far: bool
     environment: dict[str, str]
+    files: Path | None
 
 
 class Parts(Sequence[Part]):
@@ -49,13 +48,11 @@ class Parts(Sequence[Part]):
     def __init__(
         self,
         source: Source,
-        files: Path,
         samples: dict[str, Samples],
         where: list[tuple[str, np.ndarray]],
-        is_far: bool,
+        files: Path | None,
     ) -> None:
-        self.source, self.files, self.samples, self.where = source, files, samples, where
-        self.is_far = is_far
+        self.source, self.samples, self.where, self.files = source, samples, where, files
         self.environment = environment()
 
     def __len__(self) -> int:
@@ -70,19 +67,17 @@ class Parts(Sequence[Part]):
             return [self[n] for n in range(*i.indices(len(self)))]
         split, positions = self.where[i]
         some = self.samples[split].take(positions)
-        return Part(i, self.source, some, self.files, self.is_far, self.environment)
+        return Part(i, self.source, some, self.environment, self.files)
 
 
 def read_part(part: Part) -> tuple[int, Scan, list[str | None] | None]:
-    """The number of the part, a scan of its samples without stamps, and the stamps that their files
-    have for this worker where that is on another machine: it may see others under their names.
+    """The number of the part, a scan of its samples without stamps, and the stamps that its files
+    have for this worker, where it has a folder.
 
     Raises: EnvironmentFailed if this worker has other libraries than the process that asks.
     """
     check_environment(part.environment)
-    # A URL is the same for all.
-    is_told = part.is_far and not storage.is_object(part.files)
-    stamps = stamps_of(part.files, part.samples.refs) if is_told else None
+    stamps = stamps_of(part.files, part.samples.refs) if part.files else None
     return part.number, read_scan(part.source, part.samples), stamps
 
 
@@ -132,17 +127,16 @@ def read_all(
             )
     if not left or not isinstance(source, OfFiles):
         return scans
-    parts = Parts(source, source.files, samples, left, scheduler is not None)
+    # Of local workers, and of objects, it is known that they are the same.
+    far = scheduler is not None and not storage.is_object(source.files)
+    parts = Parts(source, samples, left, source.files if far else None)
     for number, found, stamps in run(read_part, parts, n_workers, scheduler, coming, seen, say):
         split, where = left[number]
-        is_same = np.ones(len(where), bool)
-        if stamps is not None:
-            here = scans[split].stamps
-            is_same[:] = [
-                s is not None and s == here[i] for s, i in zip(stamps, where, strict=True)
-            ]
-        scans[split].put(where[is_same], found.take(np.flatnonzero(is_same)))
-        advance(int(is_same.sum()))
-        if not is_same.all():
-            read_here(split, where[~is_same])
+        here = [scans[split].stamps[i] for i in where.tolist()]
+        pairs = zip(here, here if stamps is None else stamps, strict=True)
+        same = np.array([not far or (a is not None and a == b) for a, b in pairs])
+        scans[split].put(where[same], found.take(np.flatnonzero(same)))
+        advance(int(same.sum()))
+        if not same.all():
+            read_here(split, where[~same])
     return scans
