@@ -103,11 +103,11 @@ class Cub200:
             ) from err
 
     @property
-    def files(self) -> Path:
+    def image_folder(self) -> Path:
         return self.folder / "images"
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
-        return read_files(self.files, refs)
+        return read_files(self.image_folder, refs)
 
 
 class Cub200Cropped(Cub200):

@@ -77,7 +77,7 @@ def recognize(
     n = len(samples)
     stamps: list[str | None] = [None] * n
     if isinstance(source, OfFiles):  # before they are read: who changes one then changes its stamp
-        stamps = stamps_of(source.files, samples.refs)
+        stamps = stamps_of(source.image_folder, samples.refs)
     found = Scan([b""] * n, np.zeros((n, 3), np.int32), stamps=stamps)
     if not known:
         return found, np.arange(n)

@@ -166,11 +166,11 @@ class Folder:
             waiting += sorted(folders, reverse=True)
 
     @property
-    def files(self) -> Path:
+    def image_folder(self) -> Path:
         return self.root
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
-        return read_files(self.files, refs)
+        return read_files(self.image_folder, refs)
 
 
 def is_image(name: str) -> bool:

@@ -125,11 +125,11 @@ class ListFile:
         )
 
     @property
-    def files(self) -> Path:
+    def image_folder(self) -> Path:
         return self.file.parent
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
-        return read_files(self.files, refs)
+        return read_files(self.image_folder, refs)
 
 
 def refuse_doubles(names: list[str]) -> None:

@@ -148,10 +148,10 @@ class Source(Protocol):
 
 @runtime_checkable
 class OfFiles(Protocol):
-    """A source of files, each a sample: a ref is a name below the folder `files`."""
+    """A source of files, each a sample: a ref is a name below the folder."""
 
     @property
-    def files(self) -> Path: ...
+    def image_folder(self) -> Path: ...
 
 
 def file_stamp(path: str) -> str | None:

@@ -122,14 +122,18 @@ def read_all(
         read_here(split, where)
         if isinstance(source, OfFiles):
             seen = seen or next(
-                (source.files / samples[split].refs[i] for i in where if scans[split].digests[i]),
+                (
+                    source.image_folder / samples[split].refs[i]
+                    for i in where
+                    if scans[split].digests[i]
+                ),
                 None,
             )
     if not left or not isinstance(source, OfFiles):
         return scans
     # Of local workers, and of objects, it is known that they are the same.
-    far = scheduler is not None and not storage.is_object(source.files)
-    parts = Parts(source, samples, left, source.files if far else None)
+    far = scheduler is not None and not storage.is_object(source.image_folder)
+    parts = Parts(source, samples, left, source.image_folder if far else None)
     for number, found, stamps in run(read_part, parts, n_workers, scheduler, coming, seen, say):
         split, where = left[number]
         here = [scans[split].stamps[i] for i in where.tolist()]

@@ -119,7 +119,7 @@ class Deadly:
     channels = 3
 
     @property
-    def files(self) -> Path:
+    def image_folder(self) -> Path:
         return self.folder.root
 
     def listing(self) -> Listing:
@@ -153,7 +153,7 @@ class Watched:
     channels = 3
 
     @property
-    def files(self) -> Path:
+    def image_folder(self) -> Path:
         return self.folder.root
 
     def listing(self) -> Listing:

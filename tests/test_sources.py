@@ -22,6 +22,7 @@ from datasets.fashion_mnist import CLASSES, SHA256, FashionMnist
 from datasets.fingerprint import scan
 from datasets.images import encode
 from datasets.source import Listing, Source, check_listing, is_held_out
+from tests.running import run
 
 RNG = np.random.default_rng(3)
 
@@ -181,6 +182,30 @@ def test_cifar_gives_colour_images_and_fine_labels(
     assert len(listing.classes) == (10 if kind is Cifar10 else 100)
     last_first = listing.splits["train"].refs[::-1]
     assert_array_equal(np.stack(list(source.read(last_first))), made["train"][0][::-1])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
+def test_a_known_data_set_is_written_as_it_is(tmp_path: Path, name: str) -> None:
+    folder, kinds = tmp_path / name, {"cifar10": Cifar10, "cifar100": Cifar100}
+    made = write_cifar(kinds[name], folder) if name in kinds else write_fashion_mnist(folder)
+    run(
+        "augment",
+        "--dataset",
+        name,
+        "--data-dir",
+        tmp_path,
+        "--copies",
+        0,
+        "--out",
+        tmp_path / "out",
+    )
+    source = open_source(str(tmp_path / "out"), tmp_path)
+    for split, (images, labels) in made.items():
+        samples = source.listing().splits[split]
+        images = images.reshape(len(images), *images.shape[1:3], -1)
+        order = np.argsort(samples.ids)
+        assert_array_equal(samples.labels[order], labels)
+        assert_array_equal(np.stack(list(source.read(samples.refs)))[order], images)
 
 
 @pytest.mark.parametrize("n_bytes", [0, 3072, 3074])
