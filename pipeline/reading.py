@@ -100,6 +100,7 @@ def read_all(
       to come, or None: this process reads all, as it does where samples are not files.
     Raises: what `pipeline.workers.run` does.
     """
+    files = source.image_folder if isinstance(source, OfFiles) else None
     scans: dict[str, Scan] = {}
     left: list[tuple[str, np.ndarray]] = []
     n_new = 0
@@ -107,7 +108,7 @@ def read_all(
         scans[split], unknown = recognize(source, some, known)
         advance(len(some) - len(unknown))
         n_new += sum(some.ids[i] not in known for i in unknown.tolist()) if known else 0
-        size = PART if isinstance(source, OfFiles) else max(1, len(unknown))
+        size = PART if files is not None else max(1, len(unknown))
         cuts = [*range(0, len(unknown), size), len(unknown)]
         left += [(split, unknown[a:b]) for a, b in pairwise(cuts)]
     coming = begin(n_new)
@@ -117,23 +118,17 @@ def read_all(
 
     are_there = when_there(coming, scheduler)
     seen: Path | None = None  # a file that workers must see too
-    while left and not (isinstance(source, OfFiles) and seen and are_there()):
+    while left and not (seen is not None and are_there()):
         split, where = left.pop()
         read_here(split, where)
-        if isinstance(source, OfFiles):
-            seen = seen or next(
-                (
-                    source.image_folder / samples[split].refs[i]
-                    for i in where
-                    if scans[split].digests[i]
-                ),
-                None,
-            )
-    if not left or not isinstance(source, OfFiles):
+        if files is not None and seen is None:
+            good = [i for i in where.tolist() if scans[split].digests[i]]
+            seen = files / samples[split].refs[good[0]] if good else None
+    if not left or files is None:
         return scans
     # Of local workers, and of objects, it is known that they are the same.
-    far = scheduler is not None and not storage.is_object(source.image_folder)
-    parts = Parts(source, samples, left, source.image_folder if far else None)
+    far = scheduler is not None and not storage.is_object(files)
+    parts = Parts(source, samples, left, files if far else None)
     for number, found, stamps in run(read_part, parts, n_workers, scheduler, coming, seen, say):
         split, where = left[number]
         here = [scans[split].stamps[i] for i in where.tolist()]
