@@ -147,14 +147,14 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
 
         def begin(n_samples: int, n_new: int) -> Future[Client] | None:
             # Workers start while the source is read; not for one shard, or where all may be done,
-            # as it is not where there are samples that no output has.
+            # but where there are many samples that no output has.
             is_published = config.publish or storage.is_object(out)
             is_new = config.overwrite or (latest(out) is None if is_published else is_empty(out))
             has_work = n_samples >= SMALL and (is_new or n_new >= SMALL)
-            if has_work and (config.workers or config.scheduler):
-                n_workers = min(config.workers, MIN_BLOCKS)
-                clients.append(start(n_workers, config.scheduler, stack))
-            return clients[0] if clients else None
+            if not has_work or not (config.workers or config.scheduler):
+                return None
+            clients.append(start(min(config.workers, MIN_BLOCKS), config.scheduler, stack))
+            return clients[0]
 
         started = time.monotonic()
         plan = make_plan(config, report, begin)

@@ -21,7 +21,7 @@ from datasets.versions import latest, version_name
 from pipeline.base import Base, read_base, read_unfinished
 from pipeline.job import Job
 from pipeline.policy import resolve_policy
-from pipeline.reading import read_all
+from pipeline.reading import scan_all
 from pipeline.report import Report
 from pipeline.rng import MAX_COPY
 from pipeline.task import (
@@ -245,7 +245,7 @@ def make_plan(
         base = read_unfinished(unfinished_runs(out, is_published))
     known = base.entries if base else {}
     with report.progress(n_samples, "reading") as progress:
-        scans = read_all(
+        scans = scan_all(
             source,
             samples,
             known,

@@ -81,7 +81,7 @@ def read_part(part: Part) -> tuple[int, Scan, list[str | None] | None]:
     return part.number, read_scan(part.source, part.samples), stamps
 
 
-def read_all(
+def scan_all(
     source: Source,
     samples: dict[str, Samples],
     known: Mapping[str, Entry],
@@ -131,9 +131,10 @@ def read_all(
     parts = Parts(source, samples, left, files if far else None)
     for number, found, stamps in run(read_part, parts, n_workers, scheduler, coming, seen, say):
         split, where = left[number]
-        here = [scans[split].stamps[i] for i in where.tolist()]
-        pairs = zip(here, here if stamps is None else stamps, strict=True)
-        same = np.array([not far or (a is not None and a == b) for a, b in pairs])
+        same = np.ones(len(where), bool)
+        if stamps is not None:
+            here = [scans[split].stamps[i] for i in where.tolist()]
+            same[:] = [a is not None and a == b for a, b in zip(here, stamps, strict=True)]
         scans[split].put(where[same], found.take(np.flatnonzero(same)))
         advance(int(same.sum()))
         if not same.all():

@@ -79,16 +79,16 @@ def when_there(coming: Future[Client] | None, scheduler: str | None) -> Callable
 
     coming: From `start`; None where there will be no worker. It raises what `connect` does.
     """
-    first: list[distributed.Future[Any]] = []
+    first: distributed.Future[Any] | None = None
 
     def is_there() -> bool:
+        nonlocal first
         if coming is None or not coming.done():
             return False
         if scheduler is None:
             return True
-        if not first:
-            first.append(coming.result().submit(look, None, pure=False))
-        return first[0].done()
+        first = first or coming.result().submit(look, None, pure=False)
+        return first.done()
 
     return is_there
 

@@ -25,7 +25,7 @@ from datasets.folder import Folder
 from datasets.index import read_index, write_index
 from datasets.source import TICK_NS, Listing, Samples, Source
 from pipeline import reading
-from pipeline.reading import read_all
+from pipeline.reading import scan_all
 from pipeline.workers import connect
 from tests.running import Cluster, run, tree_hash, wait_until
 
@@ -41,7 +41,7 @@ def no_one(n: int) -> None:
 
 
 def given(coming: Future[Client]) -> Callable[[int], Future[Client]]:
-    return lambda n_changed: coming
+    return lambda n_new: coming
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ def test_workers_find_what_one_process_finds(photos: Path, n_here: int) -> None:
             coming.set_result(connect(2, None, stack))
 
     with ExitStack() as stack:
-        found = read_all(source, samples, {}, advance, 2, None, given(coming), no_word)
+        found = scan_all(source, samples, {}, advance, 2, None, given(coming), no_word)
     assert coming.done()
     assert_same(found, expected)
     assert sum(done) == N
@@ -109,13 +109,11 @@ def test_workers_find_what_one_process_finds(photos: Path, n_here: int) -> None:
 
 
 @dataclass(frozen=True)
-class Deadly:
-    """A folder that kills the first worker that reads it."""
+class Guarded:
+    """A folder that may not always be read."""
 
     folder: Folder
-    marker: Path
-    home: int
-    name = "deadly"
+    name = "guarded"
     channels = 3
 
     @property
@@ -126,10 +124,21 @@ class Deadly:
         return self.folder.listing()
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
+        return self.folder.read(refs)
+
+
+@dataclass(frozen=True)
+class Deadly(Guarded):
+    """A folder that kills the first worker that reads it."""
+
+    marker: Path
+    home: int
+
+    def read(self, refs: Sequence[str]) -> Iterator[bytes]:
         if os.getpid() != self.home and not self.marker.exists():
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return self.folder.read(refs)
+        return super().read(refs)
 
 
 def test_what_a_worker_was_reading_when_it_was_killed_is_read_by_another(
@@ -138,30 +147,20 @@ def test_what_a_worker_was_reading_when_it_was_killed_is_read_by_another(
     source = Deadly(Folder(photos), tmp_path / "marker", os.getpid())
     samples = splits_of(source)
     with connected() as coming:
-        found = read_all(source, samples, {}, no_one, 2, None, given(coming), no_word)
+        found = scan_all(source, samples, {}, no_one, 2, None, given(coming), no_word)
     assert source.marker.exists()
     assert_same(found, {split: scan(source, some) for split, some in samples.items()})
 
 
 @dataclass(frozen=True)
-class Watched:
+class Watched(Guarded):
     """A folder of which only these files may be read."""
 
-    folder: Folder
     changed: frozenset[str]
-    name = "watched"
-    channels = 3
-
-    @property
-    def image_folder(self) -> Path:
-        return self.folder.root
-
-    def listing(self) -> Listing:
-        return self.folder.listing()
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
         assert set(refs) <= self.changed
-        return self.folder.read(refs)
+        return super().read(refs)
 
 
 def test_what_still_has_its_stamp_is_not_read(photos: Path, tmp_path: Path) -> None:
@@ -175,7 +174,7 @@ def test_what_still_has_its_stamp_is_not_read(photos: Path, tmp_path: Path) -> N
     watched = Watched(source, frozenset({"a/008.png", "b/011.png"}))
     done: list[int] = []
     new: list[int] = []
-    found = read_all(watched, samples, known, done.append, 0, None, new.append, no_word)
+    found = scan_all(watched, samples, known, done.append, 0, None, new.append, no_word)
     assert_same(found, {split: scan(source, some) for split, some in samples.items()})
     assert sum(done) == N
     assert new == [1]
@@ -198,7 +197,7 @@ def read_on(cluster: Cluster, source: Source) -> dict[str, Scan]:
         def advance(n: int) -> None:  # behind all that the workers were asked for before
             coming.result().submit(int, pure=False).result()
 
-        return read_all(
+        return scan_all(
             *(source, splits_of(source), {}, advance, 2, cluster.address),
             *(given(coming), lambda text, **fields: None),
         )
