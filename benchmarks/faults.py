@@ -64,8 +64,14 @@ def kill_nanny(scene: Scene) -> Iterator[None]:
 def kill_scheduler(scene: Scene) -> Iterator[None]:
     kill(scene.cluster[0])
     yield
-    scene.end_cluster()
-    scene.start_cluster()
+    restart_cluster(scene)
+
+
+def restart_cluster(scene: Scene) -> None:
+    """If the run has one that was started by hand."""
+    if scene.cluster:
+        scene.end_cluster()
+        scene.start_cluster()
 
 
 @contextmanager
@@ -125,6 +131,7 @@ def read_only(scene: Scene) -> Iterator[None]:
 def clock_jump(scene: Scene) -> Iterator[None]:
     (scene.folder / "jumped").touch()
     yield
+    restart_cluster(scene)  # as the run says, where it stood still
 
 
 def fail(scene: Scene, told: str, share: float) -> None:

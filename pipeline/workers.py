@@ -283,7 +283,7 @@ def results(
         future.add_done_callback(finished.put)
 
     sent, seconds, looked, threads = 0, inf, -inf, 1
-    clock_s = time.time() - time.monotonic()  # the same to the end, unless somebody sets the clock
+    here_s, there_s = clock_s(), client.run_on_scheduler(clock_s) if scheduler else 0.0
     while waiting or sent < len(tasks):
         if time.monotonic() - looked > LOOK_EVERY_S:
             threads, looked = max(1, sum(client.nthreads().values())), time.monotonic()
@@ -297,13 +297,12 @@ def results(
         try:
             future = finished.get(timeout=SAY_EVERY_S)
         except Empty:
-            if (back_s := clock_s - (time.time() - time.monotonic())) > SAY_EVERY_S:
-                raise EnvironmentFailed(
-                    f"this machine's clock was set back by {back_s:,.0f} s, and as long Dask may "
-                    "hold a message; run the same command again, finished shards are kept"
-                ) from None
-            if scheduler is not None and not client.nthreads():
-                say_no_worker(scheduler, say)
+            refuse_set_back("this machine's clock", here_s, clock_s(), scheduler)
+            if scheduler is not None:
+                now_s = client.run_on_scheduler(clock_s)
+                refuse_set_back(f"--scheduler {scheduler}: its clock", there_s, now_s, scheduler)
+                if not client.nthreads():
+                    say_no_worker(scheduler, say)
             continue
         some = waiting.pop(future)
         try:
@@ -319,6 +318,22 @@ def results(
             ) from err
         future.release()
         yield from found
+
+
+def clock_s() -> float:
+    """Of this machine: the same at any time, unless somebody sets the clock."""
+    return time.time() - time.monotonic()
+
+
+def refuse_set_back(whose: str, before_s: float, now_s: float, scheduler: str | None) -> None:
+    """Raises: EnvironmentFailed where a clock went back; until it is what it was, Dask may hold a
+    message there, and its scheduler does not look for dead workers."""
+    if (back_s := before_s - now_s) > SAY_EVERY_S:
+        first = "start scheduler and workers again, and then " if scheduler else ""
+        raise EnvironmentFailed(
+            f"{whose} was set back by {back_s:,.0f} s, and as long Dask may hold a message; {first}"
+            "run the same command again, finished shards are kept"
+        )
 
 
 def run_batch(function: Callable[[T], R], batch: bytes) -> tuple[float, list[R]]:

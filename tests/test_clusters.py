@@ -28,6 +28,7 @@ from tests.running import (
     wait_for_first_shard,
 )
 
+CLOCK = Path(__file__).parents[1] / "benchmarks" / "clock"
 STOPS_WITHIN_S = 5  # what is promised
 JOB = ("augment", "--limit", "500", "--copies", "2", "--block-samples", "64")
 # Enough for something to happen meanwhile.
@@ -354,6 +355,25 @@ if __name__ == "__main__":
     else:
         raise AssertionError
 """)
+
+
+def test_a_run_that_stands_still_since_the_schedulers_clock_was_set_back_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless, jumped = tmp_path / "endless", tmp_path / "jumped"
+    os.mkfifo(endless)
+    path = f"{CLOCK}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    clock = {"PYTHONPATH": path, "CLOCK_FILE": str(jumped), "CLOCK_JUMP": "-3600"}
+    monkeypatch.setattr(workers, "SAY_EVERY_S", 1)
+    with Cluster(tmp_path) as dask:
+        dask.scheduler(clock), dask.worker()
+        paths = [Path("/dev/null"), endless]
+        results = workers.run(Path.read_bytes, paths, 0, dask.address, None)
+        next(results)
+        jumped.touch()
+        with pytest.raises(EnvironmentFailed, match=r"--scheduler .*: its clock was .* by 3,600 s"):
+            next(results)
+        endless.open("wb").close()  # so that who reads it can end
 
 
 def test_a_run_without_workers_sweeps_too(tmp_path: Path, temporary: Path) -> None:
