@@ -501,7 +501,8 @@ def main(log_format: str | None = None) -> NoReturn:
     gc.set_threshold(GC_EVERY)
     atexit.register(gc.freeze)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # by `nohup`
+            signal.signal(number, stop)
     logs = log_format or asked_log_format(sys.argv)
     try:
         check_packages()

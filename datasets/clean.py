@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from datasets import storage
 from datasets.commit import (
+    RECORDS,
+    RUN,
     commit,
     hold,
     is_empty,
@@ -19,9 +22,12 @@ from datasets.commit import (
 from datasets.errors import OutputBusy, UserError
 from datasets.index import INDEX, indexes, stale_indexes
 from datasets.lease import leased
-from datasets.manifest import SUCCESS, UNFINISHED, VERSION
+from datasets.manifest import MANIFEST, SUCCESS, UNFINISHED, VERSION
 from datasets.storage import walk
 from datasets.storage_errors import failures
+
+# What only a run writes, the first of it before any shard: others name folders by hashes too.
+OURS = re.compile(rf"(?P<version>(.*/)?{VERSION.pattern})/({RUN}|{MANIFEST}|{RECORDS}/.*)")
 
 
 def clean(folder: Path) -> Iterator[str]:
@@ -89,8 +95,7 @@ def clean_objects(folder: Path) -> Iterator[str]:
     finished, and parts of uploads."""
     with failures(folder):
         known = storage.files_below(folder)
-        places = {name.rpartition("/")[0] for name in known}
-        versions = sorted(p for p in places if VERSION.fullmatch(p.rpartition("/")[2]))
+        versions = sorted({match["version"] for match in map(OURS.fullmatch, known) if match})
         outs = {(folder / version).parent for version in versions} or {folder}
         for out in sorted(outs, key=str):
             with leased(out):

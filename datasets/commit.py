@@ -118,6 +118,16 @@ def refuse_if_held(out: Path) -> None:
             pass
 
 
+def is_held(out: Path) -> bool:
+    """Whether another process holds it, asked by one that may only read there."""
+    with suppress(OSError), lock_file(out).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def lock_file(out: Path) -> Path:
     return out.with_name(f".{out.name}.lock")
 
@@ -142,9 +152,10 @@ def hold(out: Path, wait: bool = False) -> Iterator[Callable[[], None]]:
             handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                # The holder before us may have removed the file between open and flock.
-                if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-                    break
+                # The holder before us may have removed the file since it was opened.
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(handle), path.stat()):
+                        break
             except BlockingIOError:
                 os.close(handle)
                 raise OutputBusy(

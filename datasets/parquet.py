@@ -177,7 +177,7 @@ def read(path: Path) -> Iterator[Rows]:
     schema = read_schema(path)
     with storage.for_arrow(path) as data, pq.ParquetFile(data) as file:
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
+            table = read_group(file, path, group)
             yield Rows(
                 images=read_images(in_one_piece(table.column(0)), schema),
                 labels=table["label"].to_numpy(),
@@ -199,8 +199,20 @@ def read_copy(
         place = columns.index("copy")
         for group in range(file.num_row_groups):
             if file.metadata.row_group(group).column(place).statistics.min == copy:
-                table = file.read_row_group(group, [file.schema_arrow.names[0]])
+                table = read_group(file, path, group, [file.schema_arrow.names[0]])
                 yield read_images(in_one_piece(table.column(0)), schema)
+
+
+def read_group(
+    file: pq.ParquetFile, path: Path, group: int, names: list[str] | None = None
+) -> pa.Table:
+    """Raises: Damaged if its bytes are not what was written."""
+    try:
+        return file.read_row_group(group, names)
+    except (pa.ArrowException, OSError) as err:
+        if isinstance(err, OSError) and err.errno is not None:  # of the disk or the storage
+            raise
+        raise Damaged(f"{path}: cannot be read: {first_line(err)}") from err
 
 
 def read_images(column: pa.Array, schema: Schema) -> np.ndarray | Encoded:

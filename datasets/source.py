@@ -172,8 +172,7 @@ def stamps_of(folder: Path, refs: Sequence[str]) -> list[str | None]:
     if storage.is_object(folder):
         tags = storage.tags_below(folder)
         return [tags.get(ref) for ref in refs]
-    above = os.path.join(folder, "")
-    return [file_stamp(above + ref) for ref in refs]
+    return [file_stamp(os.path.join(folder, ref)) for ref in refs]  # absolute ones are of a list
 
 
 def read_file(path: Path, most: int = MAX_FILE_BYTES) -> bytes:

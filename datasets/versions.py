@@ -103,7 +103,8 @@ def refuse_others(out: Path) -> None:
     if not storage.is_object(out) and not out.is_dir():
         raise OutputError(f"{out}: is a file; choose another --out")
     for name, is_folder in storage.entries(out):
-        known = name in (LATEST, POINTERS) or name.startswith(".")
+        is_copied = name == LATEST and not storage.is_object(out) and not (out / name).is_symlink()
+        known = (name in (LATEST, POINTERS) and not is_copied) or name.startswith(".")
         if not known and not (is_folder and VERSION.fullmatch(name)):
             what = "an output that was not published" if is_output(out) else f"{name!r}"
             raise OutputError(
@@ -196,13 +197,15 @@ def open_version(folder: Path) -> tuple[Path, int | None]:
     a handle that keeps a version in its place until it is closed."""
     while True:
         version = latest(folder)
-        found = folder if version is None else folder / version
-        if storage.is_object(found):
-            return found, None
+        where = folder if version is None else folder / version
+        if storage.is_object(where):
+            return where, None
+        # Who names `latest` itself gets what it names now, to the end.
+        found = where.resolve() if where.is_symlink() else where
         try:
             handle = os.open(found / SUCCESS, os.O_RDONLY)
         except OSError:
-            if latest(folder) == version:
+            if latest(folder) == version and found in (where, where.resolve()):
                 return found, None  # for `read_manifest` to complain of
             continue
         fcntl.flock(handle, fcntl.LOCK_SH)

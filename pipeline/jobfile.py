@@ -231,7 +231,7 @@ def checked(
         path=path,
         sha256=sha256,
         name=found["name"],
-        history=Path(found.get("history", "history")),
+        history=Path(found.get("history", "history")).expanduser(),
         deadline_s=seconds_of(found["deadline"]) if "deadline" in found else None,
         steps=tuple(Step(commands[name], options) for name, options in steps),
     )

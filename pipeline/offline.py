@@ -124,13 +124,15 @@ def dry_run(config: AugmentConfig, report: Report) -> str:
 
 def describe_base(plan: Plan, base: Base) -> str:
     """What would be taken over, in a line."""
-    taken = [(task, task.carried) for task in plan.tasks(base=base) if task.carried]
-    n_whole = sum(carried.is_whole for _, carried in taken)
-    n_rows = sum(
-        int((carried.origins >= 0).sum()) * len(plan.job.copies(task.split))
-        for task, carried in taken
-        if not carried.is_whole
-    )
+    n_whole = n_rows = 0
+    for task in plan.tasks(base=base):  # one at a time, as they are made
+        if task.carried is None:
+            continue
+        if task.carried.is_whole:
+            n_whole += 1
+        else:
+            n_samples = int((task.carried.origins >= 0).sum())
+            n_rows += n_samples * len(plan.job.copies(task.split))
     return f"kept    {n_whole} shards as they are and {n_rows:,} images of others"
 
 
@@ -195,7 +197,9 @@ def write(
             storage.abort_uploads(plan.out)
             if config.overwrite:
                 storage.remove(partial / RECORDS)
-        if is_sealed(partial):
+        # In object storage a finished version is where it was made: it is made again.
+        is_again = storage.is_object(plan.out) and config.overwrite and not is_empty(plan.folder)
+        if is_sealed(partial) and not is_again:
             check_held()
             save_index(plan, report)
             commit(partial, plan.folder, config.overwrite)

@@ -91,6 +91,10 @@ def read_size(text: str) -> tuple[int, int]:
             f"--image-size {text}: expected pixels such as 224 or 240x320 (height x width), "
             "each 1 to 16384"
         )
+    from datasets.images import MAX_PIXELS
+
+    if int(parts[0]) * int(parts[-1]) > MAX_PIXELS:
+        raise UserError(f"--image-size {text}: expected at most {MAX_PIXELS:,} pixels")
     return int(parts[0]), int(parts[-1])
 
 

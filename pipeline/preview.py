@@ -162,7 +162,12 @@ def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> She
                 if sample_id not in found and len(found) == n_samples:
                     continue
                 stored = rows.images[i]
-                image = images.decode(stored) if isinstance(stored, bytes) else stored
+                try:
+                    image = images.decode(stored) if isinstance(stored, bytes) else stored
+                except ImageError as err:
+                    raise Damaged(
+                        f"{folder / record.name}: {sample_id}: {err}; {mended(folder)}"
+                    ) from err
                 values = {name: float(column[i]) for name, column in rows.params.items()}
                 text = caption(values, rows.library[i] if rows.library else None)
                 tile = Tile(image, text if rows.copy else "original")

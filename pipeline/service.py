@@ -68,7 +68,9 @@ def noted_signals() -> Iterator[Signals]:
         ours.setblocking(False)
         pythons.setblocking(False)
         signals = Signals(ours)
-        before = {number: signal.signal(number, signals.note) for number in ENDING}
+        is_kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by `nohup`
+        asked = [number for number in ENDING if not (is_kept and number == signal.SIGHUP)]
+        before = {number: signal.signal(number, signals.note) for number in asked}
         before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
         try:

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from datasets.commit import is_held
 from datasets.errors import EnvironmentFailed, OutputBusy, UserError
 from datasets.storage import is_object
 from pipeline.history import KILLED, LINES, STARTED, History, read_lines
@@ -108,8 +109,9 @@ def status_of(folder: Path, name: str) -> Status | None:
                 records = read_lines(history.lines)
         except OutputBusy:
             is_running, records[-1]["error"] = True, None
-        except EnvironmentFailed:
-            pass  # the folder can only be read
+        except EnvironmentFailed:  # the folder can only be read
+            if is_held(folder / name):
+                is_running, records[-1]["error"] = True, None
     if not records:
         return None
     last = records[-1]

@@ -42,6 +42,7 @@ def refused(code: int, *arguments: object) -> str:
         (("--seed", -1), "expected 0 to 2**64 - 1"),
         (("--split", "validation"), "digits has train, test"),
         (("--image-size", "big"), "expected pixels such as 224"),
+        (("--image-size", "12000"), "expected at most 100,000,000 pixels"),
         (("--format", "tfrecord", "--compression", "zstd"), "reads no compressed TFRecord"),
         (("--dataset", ""), "expected a name or a path, got nothing"),
         (("--dataset", "s3://"), "s3://: names no bucket; expected such as s3://bucket/photos"),

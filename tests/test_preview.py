@@ -213,6 +213,17 @@ def test_what_cannot_be_shown_is_told_in_one_line(
     assert not (tmp_path / "a.png").exists()
 
 
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+def test_a_shard_with_other_bytes_is_called_damaged(tmp_path: Path, encoding: str) -> None:
+    out = tmp_path / "out"
+    run("augment", "--limit", 5, "--encoding", encoding, "--workers", 0, "--out", out)
+    for shard in out.glob("*.parquet"):
+        data = shard.read_bytes()  # all but what says where is what
+        shard.write_bytes(data[:4] + bytes(len(data) // 2) + data[4 + len(data) // 2 :])
+    told = run("preview", out, "--out", tmp_path / "a.png", code=3).stderr
+    assert len(told.splitlines()) == 1
+
+
 def test_a_shard_that_is_gone_is_called_missing(output: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(output, tmp_path / "out")
     shard = next(folder.glob("*.parquet"))

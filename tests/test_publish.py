@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,27 @@ def test_the_oldest_go_but_not_while_anybody_reads_them(tmp_path: Path) -> None:
     os.close(handle)
     assert dict(prune(out, 1)) == {ours: True}
     assert versions(out) == {last}
+
+
+def test_who_names_the_pointer_reads_one_version_to_the_end(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(*JOB, "--copies", 1, "--out", out)
+    first = os.readlink(out / "latest")
+    found, handle = open_version(out / "latest")
+    run(*JOB, "--copies", 2, "--out", out)
+    assert os.readlink(out / "latest") != first
+    assert found == out / first
+    assert dict(prune(out, 1)) == {first: False}
+    assert handle is not None
+    os.close(handle)
+
+
+def test_a_pointer_that_was_copied_into_a_folder_is_told_before_any_work(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(*JOB, "--copies", 1, "--out", out)
+    shutil.copytree(out, tmp_path / "copied")  # which follows links
+    said = run(*JOB, "--copies", 2, "--out", tmp_path / "copied", code=2).stderr
+    assert "holds 'latest'" in said
 
 
 def test_a_night_with_new_photos_makes_only_these(tmp_path: Path) -> None:

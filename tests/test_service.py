@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from datasets.commit import hold, is_held
 from pipeline.history import append_line, read_lines
-from tests.running import PIPELINE, run, run_script, tree_hash
+from tests.running import PIPELINE, run, run_script, tree_hash, wait_until
 
 SHORT = {"limit": 40, "copies": 1, "workers": 0}
 LONG = {"copies": 60_000, "workers": 0}  # minutes
@@ -268,6 +269,24 @@ def test_a_signal_ends_a_run_with_workers_and_the_next_one_goes_on(
     options = ("--limit", 100, "--copies", 700, "--block-samples", 16, "--workers", 0)
     run("augment", *options, "--out", tmp_path / "whole")
     assert tree_hash(tmp_path / "out") == tree_hash(tmp_path / "whole")
+
+
+def test_with_nohup_it_goes_on_without_its_terminal(tmp_path: Path) -> None:
+    job = write_job(tmp_path, augment(tmp_path, limit=100, copies=200, workers=0))
+    command = ["nohup", PIPELINE, "run", job]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_until(lambda: list(tmp_path.glob(".out.partial-*")), "the step")
+    os.killpg(process.pid, signal.SIGHUP)
+    for step in psutil.Process(process.pid).children():
+        step.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 0
+
+
+def test_a_run_that_can_only_be_looked_at_is_seen_to_go(tmp_path: Path) -> None:
+    assert not is_held(tmp_path / "job")
+    with hold(tmp_path / "job"):
+        assert is_held(tmp_path / "job")
+    assert not is_held(tmp_path / "job")
 
 
 def test_a_run_that_is_killed_leaves_no_process_and_is_recorded_by_the_next(tmp_path: Path) -> None:
