@@ -30,6 +30,8 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", "
 MAX_PIXELS = 100_000_000  # of a declared size; 300 MB decoded: a bomb is refused by its header
 MAX_JPEG_SIDE = 65_500
 ORIENTATION = 0x0112
+# Where Pillow looks for one: the chunk, what ImageMagick writes, and XMP.
+PNG_ORIENTATIONS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -86,7 +88,9 @@ def size(data: bytes) -> tuple[int, int]:
         width, height = image.size
         # Pillow turns TIFF by itself. PNG's orientation may stand behind the pixels: look for it
         # first, since asking for it decodes them.
-        may_turn = image.format != "TIFF" and (image.format != "PNG" or b"eXIf" in data)
+        may_turn = image.format != "TIFF" and (
+            image.format != "PNG" or any(name in data for name in PNG_ORIENTATIONS)
+        )
         return (width, height) if may_turn and orientation(image) >= 5 else (height, width)
 
 
@@ -174,11 +178,14 @@ def flatten(image: Image.Image) -> Image.Image:
     """Any mode -> RGB or L without transparency."""
     from PIL import Image
 
-    if image.mode in SIXTEEN_BIT or image.mode == "I":
+    if image.mode in SIXTEEN_BIT:
         values = np.asarray(image)
-        if values.size and (values.min() < 0 or values.max() > 0xFFFF):
-            raise ImageError("has 32-bit pixels; expected 8 or 16 bits a channel")
-        return Image.fromarray((values >> 8).astype(np.uint8))
+        grey = (values >> 8).astype(np.uint8)
+        if isinstance(clear := image.info.get("transparency"), int):
+            grey[values == clear] = 255
+        return Image.fromarray(grey)
+    if image.mode == "I":  # whatever its values, of which nothing says how bright they are
+        raise ImageError("has 32-bit or signed pixels; expected 8 or 16 bits a channel, unsigned")
     if image.mode == "F":
         raise ImageError("has floating-point pixels; expected 8 or 16 bits a channel")
     if image.mode == "LAB":

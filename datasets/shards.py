@@ -20,6 +20,7 @@ from datasets.images import opened
 from datasets.labels import as_number, names_in
 from datasets.many_files import read_ranges
 from datasets.source import Listing, Samples, read_file
+from datasets.versions import output_of
 
 IMAGE = ("image", "img")
 LABEL = ("label", "labels", "fine_label")
@@ -80,7 +81,7 @@ class Shards:
 
     @property
     def name(self) -> str:
-        return source_name(self.root)
+        return source_name(output_of(self.root))
 
     @property
     def is_parquet(self) -> bool:

@@ -69,6 +69,13 @@ def latest(out: Path) -> str | None:
     return None
 
 
+def output_of(folder: Path) -> Path:
+    """The output that this folder, or the pointer of that name, is a version of; else itself."""
+    found = folder if storage.is_object(folder) else folder.resolve()
+    is_version = VERSION.fullmatch(found.name) and latest(found.parent) is not None
+    return found.parent if is_version else found
+
+
 def last_pointer(out: Path) -> int:
     """The number of the last pointer, 0 where there is none or none is needed."""
     return max(pointer_numbers(out), default=0) if storage.is_object(out) else 0

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from datasets import images
 from datasets.errors import ImageError
@@ -151,6 +152,22 @@ def test_exif_orientation_is_applied(format: str, orientation: int) -> None:
     assert apart.mean() < (8 if format == "JPEG" else 1e-9)
 
 
+@pytest.mark.parametrize("kind", ["raw profile", "xmp"])
+def test_the_size_of_a_png_is_that_of_its_pixels_whatever_turns_it(kind: str) -> None:
+    text = PngInfo()
+    if kind == "xmp":
+        xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+        text.add_itxt("XML:com.adobe.xmp", xmp)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        found = exif.tobytes()
+        text.add_text("Raw profile type exif", f"\nexif\n{len(found):8}\n{found.hex()}\n", zip=True)
+    data = saved(Image.fromarray(corners()), "PNG", pnginfo=text)
+    assert_array_equal(images.decode(data), np.rot90(corners(), -1))
+    assert images.size(data) == np.rot90(corners()).shape[:2]
+
+
 def test_alpha_is_shown_over_white() -> None:
     rgba = np.zeros((2, 2, 4), np.uint8)
     rgba[0, 0] = (255, 0, 0, 255)
@@ -177,6 +194,19 @@ def test_16_bit_grey_keeps_its_high_byte(format: str) -> None:
     shown = images.decode(saved(Image.fromarray(values), format))
     assert shown[..., 0].tolist() == [[0, 0, 1], [0x12, 0xFF, 0xFF]]
     assert_array_equal(shown[..., 0], shown[..., 2])
+
+
+def test_transparent_16_bit_grey_is_shown_over_white() -> None:
+    values = np.array([[0, 0x1234, 0x1235]], np.uint16)
+    shown = images.decode(saved(Image.fromarray(values), "PNG", transparency=0x1234))
+    assert shown[0, :, 0].tolist() == [0, 255, 0x12]
+
+
+def test_pixels_of_32_bits_are_refused_whatever_their_values() -> None:
+    for value in (200, 70_000):
+        data = saved(Image.fromarray(np.full((2, 2), value, np.int32)), "TIFF")
+        with pytest.raises(ImageError, match="has 32-bit or signed pixels"):
+            images.decode(data)
 
 
 def test_cmyk_is_shown_in_colour() -> None:

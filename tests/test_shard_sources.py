@@ -71,6 +71,14 @@ def test_augmenting_our_shards_is_augmenting_what_they_were_made_from(tmp_path: 
         assert tree_hash(out) == tree_hash(tmp_path / "direct")
 
 
+def test_a_published_output_is_named_by_its_place_and_not_by_its_version(tmp_path: Path) -> None:
+    out = tmp_path / "photos"
+    run("augment", "--limit", 20, "--workers", 0, "--publish", "--out", out)
+    version = os.readlink(out / "latest")
+    for path in (out, out / "latest", out / version):
+        assert open_source(str(path), path).name == "photos"
+
+
 @pytest.mark.parametrize("format", ["parquet", "tfrecord"])
 def test_every_copy_is_a_sample_where_our_shards_hold_no_originals(
     tmp_path: Path, format: str
