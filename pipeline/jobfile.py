@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -231,11 +232,11 @@ def checked(
         path=path,
         sha256=sha256,
         name=found["name"],
-        history=Path(found.get("history", "history")).expanduser(),
+        history=Path(os.path.expanduser(found.get("history", "history"))),
         deadline_s=seconds_of(found["deadline"]) if "deadline" in found else None,
         steps=tuple(Step(commands[name], options) for name, options in steps),
     )
-    if mistakes := list(refusals(job.steps)):
+    if mistakes := list(refusals(job.steps)) or list(outputs_in_history(job)):
         raise refused(path, mistakes)
     return job
 
@@ -250,6 +251,18 @@ def refusals(steps: Sequence[Step]) -> Iterator[str]:
             if isinstance(told, RuntimeError):  # no path: a bug, which is nobody's mistake
                 raise
             yield f"step {number} ({step.command.name}): {first_line(told)}"
+
+
+def outputs_in_history(job: JobFile) -> Iterator[str]:
+    """Steps whose output would share lock and log with the job itself, a line for each."""
+    taken = (job.history / job.name).resolve()
+    for number, step in enumerate(job.steps, 1):
+        out = step.options.get("out")
+        if out and Path(out).expanduser().resolve() == taken:
+            yield (
+                f"step {number} ({step.command.name}): out: {out} is where the records of the job "
+                f"{job.name} are; choose another place, history or name"
+            )
 
 
 def refused(path: Path, mistakes: Sequence[str]) -> JobError:

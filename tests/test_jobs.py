@@ -247,6 +247,16 @@ def test_files_that_are_no_job_files_are_refused(tmp_path: Path) -> None:
             read_job(tmp_path / name, (), COMMANDS, {}, "")
 
 
+def test_the_history_may_lie_at_home(tmp_path: Path) -> None:
+    assert read(tmp_path, "history: ~/h\nsteps: [{clean: }]").history == Path.home() / "h"
+
+
+def test_an_output_beside_the_history_has_another_name_than_the_job(tmp_path: Path) -> None:
+    job = f"name: nightly\nhistory: {tmp_path}\nsteps: [{{augment: {{out: {tmp_path}/%s}}}}]"
+    read(tmp_path, job % "photos")
+    assert "is where the records of the job nightly are" in refusal(tmp_path, job % "nightly")
+
+
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"yaml: 4 mistakes$") as caught:
         read(tmp_path, "steps: [{augment: {copys: 1, limit: 0}}, {trian: }]\nnam: x")
