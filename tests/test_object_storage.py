@@ -451,22 +451,18 @@ def test_clean_leaves_what_is_named_like_a_version_and_is_none(server: Server, p
     assert not tree_hash(server.root / "data" / place / "out")
 
 
-@pytest.mark.parametrize("damage", ["other bytes", "missing"])
 def test_overwrite_mends_a_damaged_version(
-    server: Server, place: str, undisturbed: dict[str, str], damage: str
+    server: Server, place: str, undisturbed: dict[str, str]
 ) -> None:
     out, folder = f"s3://data/{place}/out", server.root / "data" / place / "out"
     run(*command(out, "--workers", 0), env=server.env)
-    shard = max(latest(folder).glob("*.parquet"))
-    if damage == "missing":
-        server.files().rm_file(str(shard.relative_to(server.root)))
-    else:
-        shard.write_bytes(bytes(shard.stat().st_size))
+    gone, other, *_ = sorted(latest(folder).glob("*.parquet"))
+    server.files().rm_file(str(gone.relative_to(server.root)))
+    other.write_bytes(bytes(other.stat().st_size))
     assert "--overwrite" in run("verify", out, code=3, env=server.env).stderr
     run(*command(out, "--workers", 0, "--overwrite"), env=server.env)
     assert tree_hash(latest(folder)) == undisturbed
     assert is_tidy(folder)
-    run("verify", out, env=server.env)
 
 
 def test_parts_of_uploads_that_a_killed_run_left_are_ended(server: Server, place: str) -> None:
