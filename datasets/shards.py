@@ -27,6 +27,7 @@ LABEL = ("label", "labels", "fine_label")
 # Rows of a row group that are decoded at once, bytes of its images, and rows of a file: one of 1 MB
 # may say one image, or one label, a billion times.
 BATCH, MAX_BYTES, MAX_ROWS = 64, 2**31, 20_000_000
+UNREADABLE = "its row group cannot be read"
 
 
 def is_grey(data: np.ndarray | bytes | OSError) -> bool:
@@ -200,6 +201,11 @@ class Shards:
             ) from err
 
     @cached_property
+    def damaged(self) -> set[tuple[str, int]]:
+        """Row groups, by path and number, that are not read again for each of their rows."""
+        return set()
+
+    @cached_property
     def columns(self) -> Column:
         """Raises: SourceError if there is no image or label column."""
         import pyarrow as pa
@@ -316,6 +322,8 @@ class Shards:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        if (path, group) in self.damaged:
+            raise OSError(UNREADABLE)
         found: dict[int, Any] = {}
         row = n_bytes = 0
         try:
@@ -332,5 +340,7 @@ class Shards:
                             "write it again with smaller ones"
                         )
         except (pa.ArrowException, OSError) as err:  # its text may hold the path
-            raise OSError("its row group cannot be read") from err
+            if getattr(err, "errno", None) is None:  # not of the disk or the storage
+                self.damaged.add((path, group))
+            raise OSError(UNREADABLE) from err
         return found

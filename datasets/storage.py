@@ -253,10 +253,16 @@ def put(file: BinaryIO, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, or a folder with all that is in it, if it is there."""
+    """Removes a file, or a folder with all that is in it, if it is there. In object storage what
+    tells whose the others are, named by `.` or `_`, goes last: a kill leaves nobody's files."""
     if is_object(path):
+        files = file_system(path)
         with suppress(FileNotFoundError), failures(path):
-            file_system(path).rm(key(path), recursive=True)
+            names = sorted(files_below(path))
+            shards = [f"{key(path)}/{name}" for name in names if name[0] not in "._"]
+            if shards:
+                files.rm(shards)
+            files.rm(key(path), recursive=True)
     elif path.is_dir():
         shutil.rmtree(path)
     else:

@@ -162,6 +162,7 @@ def prune_objects(out: Path, keep: int) -> Iterator[tuple[str, bool]]:
             continue
         storage.remove(pointer_file(out, number))
         if version not in (known[n] for n in numbers if n > number):
+            storage.remove(out / version / SUCCESS)  # `clean` takes what a kill leaves
             storage.remove(out / version)
             yield version, True
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from datasets.errors import JobError, UserError, first_line, system_failure
 from pipeline.job_schema import KEYS, PLACEHOLDER, Placeholder, job_model
-from pipeline.steps import Command
+from pipeline.steps import Command, at_home
 
 UNITS_S = {"s": 1, "min": 60, "h": 3600}
 SHOWN_MISTAKES = 50
@@ -232,13 +231,23 @@ def checked(
         path=path,
         sha256=sha256,
         name=found["name"],
-        history=Path(os.path.expanduser(found.get("history", "history"))),
+        history=folder_on_disk(path, found.get("history", "history")),
         deadline_s=seconds_of(found["deadline"]) if "deadline" in found else None,
         steps=tuple(Step(commands[name], options) for name, options in steps),
     )
     if mistakes := list(refusals(job.steps)) or list(outputs_in_history(job)):
         raise refused(path, mistakes)
     return job
+
+
+def folder_on_disk(path: Path, history: str) -> Path:
+    """Raises: JobError if the records of runs cannot lie there: they need locks, and to be added
+    to."""
+    folder = Path(at_home(history))
+    if "://" in history or (folder.exists() and not folder.is_dir()):
+        found = "object storage" if "://" in history else "a file"
+        raise refused(path, [f"history: {history} is {found}, expected a folder on a disk"])
+    return folder
 
 
 def refusals(steps: Sequence[Step]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -76,7 +77,7 @@ class Command:
             if option.name not in given:
                 continue
             value = given[option.name]
-            values = [str(one) for one in (value if option.is_list else [value])]
+            values = [at_home(str(one)) for one in (value if option.is_list else [value])]
             if option.on is None:
                 arguments += values
             elif option.kind is bool:
@@ -94,6 +95,11 @@ class Command:
         context = typer.main.get_command(app).make_context(self.name, list(words[1:]))
         if make := getattr(self.function, "make", None):
             make(**{name: context.params[name] for name in signature(make).parameters})
+
+
+def at_home(word: str) -> str:
+    """The word as a shell would give it: `~` and `~/photos` are the user's own folder."""
+    return os.path.expanduser(word) if word == "~" or word.startswith("~/") else word
 
 
 def command_of(function: Callable[..., Any]) -> Command:

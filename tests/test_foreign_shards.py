@@ -197,6 +197,7 @@ def test_rows_whose_images_cannot_be_read_are_named_and_no_others(tmp_path: Path
         2: "cannot be read: its row group cannot be read",
         3: "cannot be read: its row group cannot be read",
     }
+    assert source.damaged == {(str(path), 1)}  # read once, not once a row
 
 
 def write_tfrecord(path: Path, rows: list[dict[str, bytes | int | None]]) -> Path:

@@ -251,6 +251,18 @@ def test_the_history_may_lie_at_home(tmp_path: Path) -> None:
     assert read(tmp_path, "history: ~/h\nsteps: [{clean: }]").history == Path.home() / "h"
 
 
+@pytest.mark.parametrize("step", ["{preview: {out: %s}}", "{clean: {folder: %s}}"])
+def test_paths_of_steps_may_lie_at_home(tmp_path: Path, step: str) -> None:
+    (only,) = read(tmp_path, f"steps: [{step % '~/a.png'}]").steps
+    assert only.words[-1] == str(Path.home() / "a.png")
+
+
+@pytest.mark.parametrize("history", ["s3://data/history", "%s/job.yaml"])
+def test_a_history_is_a_folder_on_a_disk(tmp_path: Path, history: str) -> None:
+    job = f"history: {history.replace('%s', str(tmp_path))}\nsteps: [{{clean: }}]"
+    assert "expected a folder on a disk" in refusal(tmp_path, job)
+
+
 def test_an_output_beside_the_history_has_another_name_than_the_job(tmp_path: Path) -> None:
     job = f"name: nightly\nhistory: {tmp_path}\nsteps: [{{augment: {{out: {tmp_path}/%s}}}}]"
     read(tmp_path, job % "photos")

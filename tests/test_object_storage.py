@@ -451,6 +451,29 @@ def test_clean_leaves_what_is_named_like_a_version_and_is_none(server: Server, p
     assert not tree_hash(server.root / "data" / place / "out")
 
 
+def test_a_clean_that_was_stopped_midway_is_finished_by_the_next(
+    server: Server, place: str
+) -> None:
+    out, folder = f"s3://data/{place}/out", server.root / "data" / place / "out"
+    run(*command(out, "--workers", 0, "--max-bad", 0), code=3, env=server.env)
+    n_removed = 0
+
+    def fault(method: str, path: str) -> str | None:
+        nonlocal n_removed
+        if method == "DELETE" or (method, path.partition("?")[2][:6]) == ("POST", "delete"):
+            n_removed += 1
+            return "error" if n_removed > 1 else None
+        return None
+
+    with Faulty(server, fault) as proxy:
+        env = {**proxy.front.env, "AWS_MAX_ATTEMPTS": "1"}
+        run("clean", out, code=5, env=env)
+    assert n_removed > 1
+    assert tree_hash(folder)
+    assert "removed" in run("clean", out, env=server.env).stdout
+    assert not tree_hash(folder)
+
+
 def test_overwrite_mends_a_damaged_version(
     server: Server, place: str, undisturbed: dict[str, str]
 ) -> None:
