@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from datasets.errors import Damaged, UserError, printable, system_failure
-from datasets.storage import place
+from datasets.storage import on_disk, place
 from datasets.storage_errors import failure
 from pipeline.options import (
     DATA_DIR,
@@ -169,6 +169,12 @@ def evaluate(
     image_size: ImageSize = None,
     seed: Annotated[int | None, typer.Option(help="Of --tta.", show_default="the run's")] = None,
     limit: Limit = None,
+    max_bad: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of inputs that may be unusable.", show_default="the run's"
+        ),
+    ] = None,
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
@@ -187,6 +193,7 @@ def evaluate(
         image_size=image_size,
         seed=seed,
         limit=limit,
+        max_bad=max_bad,
     )
     report = Report(quiet=quiet, log_format=log_format.value)
     report.result(evaluate_runs(config, report))
@@ -197,7 +204,10 @@ def compare(
     runs: Annotated[
         list[Path], typer.Argument(help="Folders of finished runs, tested on the same images.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for figures and pictures.")] = Path("compare"),
+    out: Annotated[
+        Path,
+        typer.Option(parser=on_disk, metavar="PATH", help="Folder for figures and pictures."),
+    ] = Path("compare"),
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
@@ -248,7 +258,10 @@ def visualize(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the pictures.", show_default="pictures in or beside the model"
+            parser=on_disk,
+            metavar="PATH",
+            help="Folder of the pictures.",
+            show_default="pictures in or beside the model",
         ),
     ] = None,
     log_format: Log = LogFormat.text,
@@ -330,7 +343,9 @@ def preview(
     samples: Annotated[int, typer.Option(min=1, max=40, help="Samples to show.")] = 8,
     image_size: ImageSize = None,
     seed: Annotated[int | None, typer.Option(help="Augmentation seed.", show_default="0")] = None,
-    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("preview.png"),
+    out: Annotated[Path, typer.Option(parser=on_disk, metavar="PATH", help="PNG to write.")] = Path(
+        "preview.png"
+    ),
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:

@@ -72,6 +72,16 @@ def place(text: str | Path) -> Path:
     return found
 
 
+def on_disk(text: str) -> Path:
+    """The path.
+
+    Raises: UserError if it is a URL, which a plain path would take for a folder of that name.
+    """
+    if "://" in text:
+        raise UserError(f"{text}: is object storage; expected a path on a disk")
+    return Path(text)
+
+
 def is_object(path: Path) -> bool:
     """Whether it is a place in object storage."""
     return not isinstance(path, Path)

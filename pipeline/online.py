@@ -17,14 +17,14 @@ import numpy as np
 
 from datasets.blocks import block_of, count_blocks
 from datasets.catalog import open_source
-from datasets.errors import SourceError, UserError
+from datasets.errors import EnvironmentFailed, SourceError, UserError
 from datasets.fingerprint import fingerprint, scan
 from datasets.source import Listing, Source, check_listing
 from pipeline import preview
 from pipeline.callbacks import callbacks
 from pipeline.library_ops import LibraryStage
 from pipeline.opencv_kernel import augment_batch, margin, prepare
-from pipeline.pixels import Pixels, load_pixels
+from pipeline.pixels import NOT_READ, Pixels, load_pixels
 from pipeline.plan import AugmentConfig, choose_samples, refuse_too_many_bad
 from pipeline.policy import Policy, refuse_library_ops, resolve_policy
 from pipeline.report import Report, duration
@@ -152,6 +152,9 @@ def open_split(
         pixels, bad = load_pixels(
             source, samples, config.image_size, shape, cache, n_threads, progress.advance
         )
+    for i, why in bad.items():
+        if why.startswith(NOT_READ) and found.digests[i]:  # else this run would be another
+            raise EnvironmentFailed(f"{samples.ids[i]}: {why}, but could a moment ago; try again")
     named = sorted((samples.ids[i], why) for i, why in bad.items())
     refuse_too_many_bad(named, len(samples), config.max_bad, "mend or remove them")
     for name, why in named:

@@ -18,6 +18,7 @@ from pipeline.memory import aligned
 from pipeline.report import size
 from pipeline.shard import decode_one
 
+NOT_READ = "cannot be read"
 CHUNK = 64  # samples that a thread decodes at a time
 
 
@@ -68,7 +69,7 @@ class Pixels:
         ):
             try:
                 if isinstance(data, OSError):
-                    raise ImageError(f"cannot be read: {data.strerror or data}")
+                    raise ImageError(f"{NOT_READ}: {data.strerror or data}")
                 box = None if boxes is None else tuple(boxes[i].tolist())
                 image = decode_one(data, self.source.channels, box, self.image_size, None)
                 if image.shape != self.shape:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 QUALITY = 95  # of JPEG
+MAX_BAD = 0.01  # share of inputs that may be unusable, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class AugmentConfig:
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     scheduler: str | None = None
     limit: int | None = None
-    max_bad: float = 0.01
+    max_bad: float = MAX_BAD
     overwrite: bool = False
     publish: bool = False
     keep: int | None = None

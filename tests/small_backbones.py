@@ -46,4 +46,5 @@ def load(path: Path) -> Any:
 def made(name: str, shape: tuple[int, int, int], **transfer: Any) -> Any:
     """An untrained network."""
     transfer = {"weights": "none"} | transfer
-    return build(ModelConfig(name, transfer=TransferConfig(**transfer)), shape, 3, 0)
+    config = ModelConfig(name, weight_decay=1e-4, transfer=TransferConfig(**transfer))
+    return build(config, shape, 3, 0)

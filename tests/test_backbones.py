@@ -68,6 +68,8 @@ def test_every_backbone_learns_is_saved_and_predicts_the_same(name: str, tmp_pat
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (6, side, side, 3), np.uint8)
     labels = rng.integers(0, 3, 6)
+    kernels = [v for v in model.trainable_variables if v.name == "kernel"]
+    assert all(kernel.regularizer.l2 == np.float32(1e-4) for kernel in kernels)
     stages = stages_of(model, name)
     assert len(stages) == len(BACKBONES[name].stages) + 1
     sizes = [stage[-1].output.shape[1] for stage in stages]

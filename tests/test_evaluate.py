@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from datasets.storage import place
 from pipeline.online import open_images
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from tests.running import run, run_script, write_photos
+from trainers.config import TrainConfig, origin
 from trainers.data import DataConfig, open_data
-from trainers.evaluate import evaluate, predictor
+from trainers.evaluate import EvaluateConfig, data_of, evaluate, predictor
+from trainers.models import ModelConfig
 
 JOB = ("train", "--limit", 200, "--threads", 2, "--model", "textbook", "--epochs", 1, "--quiet")
 ALL_OPS = "shift()|rotate()|flip()|brightness()"
@@ -83,6 +86,19 @@ def test_evaluate_tells_what_runs_are_worth_alone_and_together(tmp_path: Path) -
     for option, value in (("--policy", "flip()"), ("--seed", 0)):
         message = run("evaluate", first, option, value, code=2).stderr
         assert f"{option}: originals are not augmented; give --tta too" in message
+
+
+@pytest.mark.parametrize("place_of_data", ["dataset", "offline"])
+def test_a_run_remembers_where_its_data_was_and_how_bad(tmp_path: Path, place_of_data: str) -> None:
+    url = "s3://bucket/photos"
+    augment = AugmentConfig(
+        url if place_of_data == "dataset" else "digits", tmp_path, max_bad=0.5, limit=9
+    )
+    data = DataConfig(augment, place(url) if place_of_data == "offline" else None)
+    told = {"run": {}, "origin": origin(TrainConfig(data, ModelConfig("textbook"), tmp_path))}
+    found = data_of(EvaluateConfig((tmp_path,), tmp_path), told)
+    assert (found.dataset, found.max_bad) == (url, 0.5)
+    assert data_of(EvaluateConfig((tmp_path,), tmp_path, max_bad=0.25), told).max_bad == 0.25
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 from datasets.versions import POINTERS
 from tests.object_storage import KEY, SECRET, Faulty, Server, moto, rclone
 from tests.running import PIPELINE, run, start, tree_hash, write_photos
+from tests.small_backbones import SIDE
 from tests.test_sources import write_cub200
 
 JOB = ("augment", "--copies", 2, "--image-size", 24, "--encoding", "png")
@@ -136,6 +137,20 @@ def test_a_training_reads_its_shards_from_object_storage(
     assert (tmp_path / "a" / "history.csv").read_text().splitlines()[1].split(",")[:3] == (
         (tmp_path / "b" / "history.csv").read_text().splitlines()[1].split(",")[:3]
     )
+
+
+@pytest.mark.slow
+def test_features_are_made_from_shards_in_object_storage(
+    server: Server, place: str, photos: Path, tmp_path: Path
+) -> None:
+    shards = f"s3://data/{place}/colours"
+    job = ("augment", "--dataset", photos, "--image-size", SIDE, "--copies", 1, "--workers", 0)
+    run(*job, "--out", shards, env=server.env)
+    network = ("--model", "MobileNet", "--alpha", 0.25, "--weights", "none", "--mode", "freeze")
+    where = ("--features", tmp_path / "features", "--out", tmp_path / "run")
+    run("train", "--offline", shards, *network, "--epochs", 2, *where, env=server.env)
+    assert len([*(tmp_path / "features").glob("colours-MobileNet-*/_SUCCESS")]) == 1
+    assert "accuracy" in run("evaluate", tmp_path / "run", env=server.env).stdout
 
 
 def test_damage_in_object_storage_is_found(server: Server, place: str) -> None:

@@ -326,7 +326,10 @@ def test_no_mistakes_and_nothing_to_test_are_no_mistakes_of_ours(tmp_path: Path)
         (("--dataset", "photos", "--image-size", 6), "needs images of at least 8 pixels a side"),
         (("--offline", "shards", "--policy", "flip()"), "was written with shift"),
         (("--offline", "bare"), "has no augmented copies"),
-        (("--offline", "shards", "--dataset", "digits"), "shards bring their own data set"),
+        (("--offline", "shards", "--dataset", "digits"), "as they were written; leave out --da"),
+        (("--offline", "shards", "--limit", 4, "--cache", "none"), "out --limit and --cache"),
+        (("--out", "s3://data/run"), "is object storage; expected a path on a disk"),
+        (("--dataset", "untrained", "--image-size", 16), "has no split train to learn from, but t"),
         (("--offline", "shards", "--engine", "tensorflow"), "leave out --engine"),
         (("--dataset", "alone", "--image-size", 16), "are of one class, and there is nothing to"),
         (("--lr", 1e30), "training has diverged; give a lower --lr"),
@@ -345,16 +348,17 @@ def test_mistakes_are_told_in_one_line(
 ) -> None:
     write_photos(tmp_path / "photos")
     write_photos(tmp_path / "alone", 40, ("cat",))
+    write_photos(tmp_path / "untrained" / "test")
     augment = ("augment", "--limit", 40, "--workers", 0, "--quiet")
     if "shards" in options:
         run(*augment, "--out", tmp_path / "shards")
     if "bare" in options:
         run(*augment, "--copies", 0, "--out", tmp_path / "bare")
-    places = {"photos", "alone", "shards", "bare", "nowhere"}
+    places = {"photos", "alone", "untrained", "shards", "bare", "nowhere"}
     arguments = [tmp_path / o if o in places else o for o in options]
     if "--offline" not in options:
         arguments += ["--limit", 40]
-    result = run("train", *arguments, "--out", tmp_path / "run", code=2)
+    result = run("train", "--out", tmp_path / "run", *arguments, code=2)
     assert expected in " ".join(result.stderr.replace("│", " ").split())
     assert not (tmp_path / "run" / "model.keras").exists()
 
@@ -440,8 +444,32 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
     result = run(*job[:-1], tmp_path / "other", code=2)
     assert "is no run of `pipeline train`" in result.stderr
+    (tmp_path / "run" / "history.csv").unlink()
+    run(*job, "--resume")
+    assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 2
     (tmp_path / "run" / "state.npz").write_bytes(b"PK damaged")
     assert "cannot be resumed from" in run(*job, "--resume", code=3).stderr
+
+
+def test_what_is_finished_is_done_whatever_threads_there_are_now(tmp_path: Path) -> None:
+    job = ("train", *QUICK, "--epochs", 1, "--out", tmp_path / "run", "--resume")
+    run(*job)
+    before = tree_hash(tmp_path / "run")
+    said = run(*job, "--threads", 1, "--overwrite").stderr
+    assert "trained before, with other threads or libraries" in said
+    changed = {name for name, found in tree_hash(tmp_path / "run").items() if found != before[name]}
+    assert changed <= {"config.json"}  # where the data was found
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["threads"] == 2
+
+
+@pytest.mark.parametrize("command", [("train", "--ensemble", 2), ("crossval",), ("ablate",)])
+def test_a_mistake_about_the_data_claims_no_folder(
+    tmp_path: Path, command: tuple[object, ...]
+) -> None:
+    out = tmp_path / "out"
+    message = run(*command, "--dataset", tmp_path / "nowhere", "--out", out, code=2).stderr
+    assert "neither a known name" in message
+    assert list(out.glob("*")) == []
 
 
 def test_only_a_run_is_replaced(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from datasets.errors import UserError
 from datasets.schema import canonical_json
 from datasets.storage import write_atomically
+from pipeline.online import open_listing
 from pipeline.policy import resolve_policy
 from pipeline.report import Report
 from pipeline.stream import import_tensorflow
@@ -113,6 +114,7 @@ def ablate(
             "nothing to leave out: the policy has no op, and the network no regularizer"
         )
     with training_folder(config):
+        open_listing(config.data.augment)  # a mistake there claims no folder
         whole = {"without": list(variants(config)), "seeds": [config.seed, n_seeds]}
         begin_whole(config, ABLATION, whole, "ablation")
         results: dict[tuple[str, int], dict[str, Any] | None] = {}

@@ -11,6 +11,7 @@ from typing import Any
 
 from datasets.catalog import CATALOG
 from datasets.errors import UserError
+from datasets.storage import is_object, place
 from pipeline.job import probe, versions
 from pipeline.plan import refuse_nesting
 from trainers.backbones import BACKBONES, weights_digest
@@ -82,11 +83,6 @@ def resolved(config: TrainConfig) -> TrainConfig:
     transfer, augment = model.transfer or TransferConfig(), data.augment
     is_frozen = transfer.mode == "freeze"
     epochs = chosen(config.epochs, FREEZE_EPOCHS if is_frozen else recipe.epochs)
-    if model.name not in BACKBONES and transfer != TransferConfig():
-        raise UserError(
-            f"--model {model.name}: learns from nothing; --weights, --alpha, --mode and what goes "
-            f"with them belong to {', '.join(BACKBONES)}"
-        )
     if model.name in BACKBONES:
         transfer = resolved_transfer(transfer, model.name, epochs, data.offline is not None)
         if is_frozen:
@@ -197,12 +193,13 @@ def origin(config: TrainConfig) -> dict[str, Any]:
     the command that repeats the run from its start."""
     augment, offline = config.data.augment, config.data.offline
     data = str(offline or augment.dataset)
-    if offline or augment.dataset not in CATALOG:
+    if (offline or data not in CATALOG) and not is_object(place(data)):
         data = str(Path(data).expanduser().resolve())
     return {
         "dataset": data,
         "data_dir": str(augment.data_dir.expanduser().resolve()),
         "image_size": None if offline else augment.image_size,
         "limit": None if offline else augment.limit,
+        "max_bad": augment.max_bad,
         "command": [word for word in config.command if word != "--resume"],
     }

@@ -87,7 +87,8 @@ def crossval(config: TrainConfig, n_folds: int, report: Report) -> str:
             report.say(f"fold {fold + 1} of {n_folds}", event="fold", fold=fold + 1)
             part = replace(config, out=out / f"fold-{fold + 1}")
             found = fold_data(config, data, folds, fold, n_folds)
-            results.append(train_part(part, found, report))
+            with training_folder(part):
+                results.append(train_part(part, found, report))
         return finish(config, source, folds, results)
 
 

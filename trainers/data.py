@@ -153,6 +153,11 @@ def open_online(
         refuse_library_ops(resolve_policy(augment.policy, augment.dataset))
     source, listing = open_listing(augment)
     tell_empty(augment.dataset, listing, report)
+    if "train" not in listing.splits:
+        raise UserError(
+            f"{augment.dataset}: has no split train to learn from, but {', '.join(listing.splits)}"
+            "; add a folder train, or name a data set that has one"
+        )
     tell_unused(listing.splits, with_test, report)
     train = open_split(source, listing, augment, config.cache, report)
     if not with_test or not len(listing.splits.get("test", ())):

@@ -13,7 +13,7 @@ import numpy as np
 
 from datasets.errors import UserError, first_line
 from pipeline.online import open_images
-from pipeline.plan import AugmentConfig
+from pipeline.plan import MAX_BAD, AugmentConfig
 from pipeline.report import Report
 from pipeline.stream import Images, Stream, import_tensorflow
 
@@ -40,6 +40,7 @@ class EvaluateConfig:
     image_size: tuple[int, int] | None = None
     seed: int | None = None
     limit: int | None = None
+    max_bad: float | None = None
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,7 @@ def data_of(config: EvaluateConfig, first: dict[str, Any]) -> AugmentConfig:
         image_size=tuple(size) if size else None,
         seed=run.get("augment_seed", 0) if config.seed is None else config.seed,
         limit=limit,
+        max_bad=origin.get("max_bad", MAX_BAD) if config.max_bad is None else config.max_bad,
     )
 
 

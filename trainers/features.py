@@ -71,7 +71,7 @@ def feature_job(config: TrainConfig, source: Images, model: Any) -> Job:
     n_copies = source.n_copies if transfer.copies is None else transfer.copies
     data = config.data.offline or config.data.augment.dataset
     return Job(
-        dataset=Path(data).expanduser().resolve().name,
+        dataset=Path(str(data)).expanduser().resolve().name,
         source=source.content,
         splits={SPLIT: {"blocks": source.n_blocks, "copies": n_copies}},
         policy=str(source.policy),

@@ -163,6 +163,8 @@ def run_epochs(
     optimizer: That of the last epoch of the history, which may be None if there is none.
     """
     steps, epochs, n_epochs = data.train.steps_per_epoch, history.epochs, config.epochs or 0
+    if epochs:
+        save_figures(config.out, epochs)
     predict = predictor(model, data.shape, data.train.source.dtype)
     batches = iter(data.batches(len(epochs) * steps, n_epochs * steps))
     for phase in phases(config.model.transfer, n_epochs):
@@ -238,8 +240,13 @@ def save_epoch(config: TrainConfig, model: Any, optimizer: Any, history: History
     if config.patience is not None and best_epoch(epochs) == len(epochs):
         save_state(best, model, optimizer, history)
     save_state(out / STATE, model, optimizer, history)
-    for older in {*out.glob("best-*.npz")} - {best}:
-        older.unlink()  # not before: a run that dies here goes on from the epoch before
+    save_figures(out, epochs)
+
+
+def save_figures(out: Path, epochs: list[dict[str, Any]]) -> None:
+    """Writes what follows from a state that is on disk; a run that died before does it later."""
+    for older in {*out.glob("best-*.npz")} - {out / BEST.format(best_epoch(epochs))}:
+        older.unlink()
     rows = [",".join(epochs[0]), *(",".join(map(str, epoch.values())) for epoch in epochs)]
     write_atomically(out / HISTORY, "".join(f"{row}\n" for row in rows).encode())
 

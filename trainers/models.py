@@ -267,7 +267,7 @@ def penalize(model: Any, config: ModelConfig) -> None:
     from keras import regularizers
 
     for kind, rate in (("kernel", config.weight_decay), ("bias", config.bias_decay)):
-        for layer in model.layers:
+        for layer in layers_of(model):  # ConvNeXt has models inside
             if layer.name == FEATURES:
                 break
             variable = getattr(layer, kind, None)

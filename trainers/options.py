@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from datasets.errors import UserError
-from datasets.storage import place
+from datasets.storage import on_disk, place
 from pipeline.options import (
     DATA_DIR,
     Cache,
@@ -129,7 +129,10 @@ def training(
     features: Annotated[
         Path | None,
         typer.Option(
-            help="Of freeze: the folder under which features are kept.", show_default="features"
+            parser=on_disk,
+            metavar="PATH",
+            help="Of freeze: the folder under which features are kept; it may be removed.",
+            show_default="features",
         ),
     ] = None,
     policy: Policy = None,
@@ -169,7 +172,7 @@ def training(
         int, typer.Option(min=0, max=2**32 - 1, help="Of initial weights, dropout and order.")
     ] = 0,
     augment_seed: Annotated[
-        int | None, typer.Option(help="Of the augmentation.", show_default="the seed")
+        int | None, typer.Option(min=0, help="Of the augmentation.", show_default="the seed")
     ] = None,
     block_samples: Annotated[
         int | None, typer.Option(min=1, help="As for augment; shards bring theirs.")
@@ -185,9 +188,14 @@ def training(
         float, typer.Option(min=0.001, max=0.9, help="Share of samples held out by hash.")
     ] = 0.1,
     max_bad: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of inputs that may be unusable.")
-    ] = 0.01,
-    cache: Annotated[Cache, typer.Option(help="Where decoded images are kept.")] = Cache.memory,
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of inputs that may be unusable.", show_default="0.01"
+        ),
+    ] = None,
+    cache: Annotated[
+        Cache | None, typer.Option(help="Where decoded images are kept.", show_default="memory")
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every hash of the shards first.")
     ] = False,
@@ -201,7 +209,10 @@ def training(
     gpus: Annotated[
         int, typer.Option(min=1, help="So many share each batch; without a GPU, the CPU trains.")
     ] = 1,
-    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/NAME")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=on_disk, metavar="PATH", help="Run folder.", show_default="runs/NAME"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where this run stopped.")] = False,
     inexact: Annotated[
         bool,
@@ -214,10 +225,20 @@ def training(
     """What all commands that train have in common."""
     if online and offline:
         raise UserError("--online --offline: give one of them")
-    if offline and (dataset, image_size, augment_seed, block_samples, limit) != (None,) * 5:
+    of_source = {
+        "--dataset": dataset,
+        "--image-size": image_size,
+        "--augment-seed": augment_seed,
+        "--block-samples": block_samples,
+        "--limit": limit,
+        "--max-bad": max_bad,
+        "--cache": cache,
+    }
+    given = [option for option, value in of_source.items() if value is not None]
+    if offline and given:
         raise UserError(
-            f"--offline {offline}: shards bring their own data set, size, seed, blocks and limit; "
-            "leave out --dataset, --image-size, --augment-seed, --block-samples and --limit"
+            f"--offline {offline}: shards are read as they were written; leave out "
+            f"{' and '.join(given)}"
         )
     if offline and engine != Engine.opencv:
         raise UserError(f"--offline {offline}: shards are read as they are; leave out --engine")
@@ -225,7 +246,8 @@ def training(
         raise UserError(f"--per-epoch {per_epoch}: online copies never end; give --offline")
     if verify and not offline:
         raise UserError("--verify: checks shards; give --offline, or leave it out")
-    from pipeline.plan import AugmentConfig
+    from pipeline.plan import MAX_BAD, AugmentConfig
+    from trainers.backbones import BACKBONES
     from trainers.config import TrainConfig, resolved, run_folder
     from trainers.data import DataConfig
     from trainers.models import ModelConfig
@@ -239,27 +261,35 @@ def training(
         seed=seed if augment_seed is None else augment_seed,
         block_samples=block_samples,
         limit=limit,
-        max_bad=max_bad,
+        max_bad=MAX_BAD if max_bad is None else max_bad,
     )
     data = DataConfig(
         augment=augment,
         offline=offline,
         per_epoch=per_epoch.value,
         engine=engine.value,
-        cache=cache.value,
+        cache=(cache or Cache.memory).value,
         verify=verify,
         val_fraction=val_fraction,
         order_seed=seed,
     )
-    given: dict[str, Any] = {"weights": weights, "alpha": alpha, "mode": mode and mode.value}
-    transfer = TransferConfig(
-        **{name: value for name, value in given.items() if value is not None},
-        head_epochs=head_epochs,
-        unfreeze=unfreeze,
-        layer_decay=layer_decay,
-        copies=copies,
-        features=features,
-    )
+    of_transfer: dict[str, Any] = {
+        "weights": weights,
+        "alpha": alpha,
+        "mode": mode and mode.value,
+        "head_epochs": head_epochs,
+        "unfreeze": unfreeze,
+        "layer_decay": layer_decay,
+        "copies": copies,
+        "features": features,
+    }
+    asked = {name: value for name, value in of_transfer.items() if value is not None}
+    if asked and model.value not in BACKBONES:
+        raise UserError(
+            f"--model {model.value}: learns from nothing; leave out "
+            f"--{next(iter(asked)).replace('_', '-')}, or choose one of {', '.join(BACKBONES)}"
+        )
+    transfer = TransferConfig(**asked)
     network = ModelConfig(
         model.value, dropout, weight_decay, bias_decay, activity_l1, batch_norm, transfer
     )

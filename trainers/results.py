@@ -142,6 +142,11 @@ def finish_ensemble(
     return result
 
 
+def is_whole(out: Path) -> bool:
+    """Whether a run was finished, and nothing that others read of it is gone since."""
+    return all((out / name).is_file() for name in (MODEL, PREDICTIONS, HISTORY, RESULT))
+
+
 @dataclass(frozen=True)
 class Run:
     """What a finished run folder says; an ensemble's options are those of its first member.

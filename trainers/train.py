@@ -28,11 +28,11 @@ from pipeline.stream import import_tensorflow
 from trainers.backbones import split_at_features
 from trainers.config import ARITHMETIC, TrainConfig, identity, origin
 from trainers.data import Data, open_data
-from trainers.evaluate import CONFIG, ENSEMBLE, RESULT, load_model
+from trainers.evaluate import CONFIG, ENSEMBLE, load_model
 from trainers.features import as_features
 from trainers.fit import STATE, restored, run_epochs
 from trainers.models import build
-from trainers.results import TensorBoard, finish, finish_ensemble
+from trainers.results import TensorBoard, finish, finish_ensemble, is_whole, read_result
 from trainers.state import History
 
 FEW_STEPS = 100  # on 320 photos the loss of 24 steps went up
@@ -61,6 +61,8 @@ def train(
         data = open_training(config, report)
         if config.overwrite and is_in_the_way(config, data):
             return train_beside(config, data, report)
+        if is_done_elsewhere(config, data):
+            return done_before(config, data, report)
         return train_one(config, data, report)
 
 
@@ -152,12 +154,16 @@ def train_ensemble(config: TrainConfig, n_members: int, report: Report) -> dict[
     Raises: OutputError if the folder holds anything else.
     """
     out, members = config.out, [config.out / f"member-{i}" for i in range(n_members)]
-    begin_whole(config, ENSEMBLE, [member.name for member in members], "ensemble")
+    listed = [member.name for member in members]
+    refuse_another_whole(config, ENSEMBLE, listed, "ensemble")
     data = open_training(config, report)
+    begin_whole(config, ENSEMBLE, listed, "ensemble")
     for i, member in enumerate(members):
         seed = config.seed + i
         report.say(f"member {i + 1} of {n_members}", event="member", out=str(member))
-        train_part(replace(config, out=member, seed=seed), data.ordered_by(seed), report)
+        part = replace(config, out=member, seed=seed)
+        with training_folder(part):
+            train_part(part, data.ordered_by(seed), report)
     result = finish_ensemble(out, data, [load_model(member) for member in members], members)
     tell(out, result, f"{n_members} members", report)
     return result
@@ -169,6 +175,11 @@ def begin_whole(config: TrainConfig, file: str, parts: Any, what: str) -> None:
     file: What tells it from others; parts: what that says of it.
     Raises: OutputError if the folder holds anything else, or --resume is missing.
     """
+    refuse_another_whole(config, file, parts, what)
+    write_atomically(config.out / file, canonical_json(parts).encode())
+
+
+def refuse_another_whole(config: TrainConfig, file: str, parts: Any, what: str) -> None:
     out, listed = config.out, canonical_json(parts)
     make_folder(out)
     if any(out.iterdir()) and not (out / file).is_file():
@@ -177,7 +188,6 @@ def begin_whole(config: TrainConfig, file: str, parts: Any, what: str) -> None:
         raise OutputError(f"{out}: is another {what}; choose another --out")
     if (out / file).is_file() and not config.resume:
         raise OutputError(f"{out}: holds this {what}; go on with --resume, or choose another --out")
-    write_atomically(out / file, listed.encode())
 
 
 def make_folder(out: Path) -> None:
@@ -194,10 +204,26 @@ def make_folder(out: Path) -> None:
 
 def train_part(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]:
     """The result of a run that is part of several; one that is finished is not made again."""
-    if not (config.out / RESULT).is_file():
+    if not is_whole(config.out):
         return train_one(config, data, report)
     prepare_run(config, data)
-    result: dict[str, Any] = json.loads((config.out / RESULT).read_text())
+    return read_result(config.out)
+
+
+def is_done_elsewhere(config: TrainConfig, data: Data) -> bool:
+    """Whether this run was finished with other arithmetic, which no epoch is left for."""
+    if not config.resume or not is_whole(config.out):
+        return False
+    before, known = stored_run(config)["run"], identity(config, data)
+    refuse_another_run(config, before, known)
+    return before != as_json(known)
+
+
+def done_before(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]:
+    """The result of a finished run, which stays as it is."""
+    prepare_run(config, data)
+    result = read_result(config.out)
+    tell(config.out, result, "trained before, with other threads or libraries", report)
     return result
 
 
@@ -285,8 +311,11 @@ def prepare_run(config: TrainConfig, data: Data) -> bool:
     if not is_new:
         stored = stored_run(config)
         refuse_another_run(config, stored["run"], known)
-        # Where a run went on with other arithmetic, it says so for ever.
-        earlier = stored["earlier"] + ([stored["run"]] if stored["run"] != as_json(known) else [])
+        earlier = stored["earlier"]
+        if is_whole(out):
+            known = stored["run"]
+        elif stored["run"] != as_json(known):  # it went on with other arithmetic: said for ever
+            earlier = [*earlier, stored["run"]]
         found_at["command"] = stored["command"] or found_at["command"]  # the one that began it
     stored = {"run": known, "origin": found_at, "earlier": earlier}
     write_atomically(out / CONFIG, canonical_json(stored).encode())
@@ -325,7 +354,7 @@ def refuse_another_run(config: TrainConfig, before: dict[str, Any], known: dict[
         )
     if not config.resume:
         raise OutputError(f"{out}: holds this run; go on with --resume, or choose another --out")
-    if changed and not config.inexact:
+    if changed and not config.inexact and not is_whole(out):
         raise OutputError(
             f"{out}: would not end with the same weights ({changed}); make it equal, or give "
             "--inexact to go on all the same"
