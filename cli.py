@@ -33,6 +33,7 @@ from pipeline.options import (
     Quiet,
     augmenting,
     refuse_offline_options,
+    refuse_online_options,
     with_options_of,
 )
 from trainers.options import RunDataDir, RunDataset, training
@@ -78,6 +79,7 @@ def augment(
 
         report.result(stream_through(config, engine.value, report))
         return
+    refuse_online_options(context)
     from pipeline import offline
 
     if dry_run:
@@ -159,7 +161,10 @@ def evaluate(
     ],
     dataset: RunDataset = None,
     data_dir: RunDataDir = None,
-    split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(help="The split to evaluate on.", show_default="what the run was tested on"),
+    ] = None,
     policy: Annotated[
         str | None, typer.Option(help="Of --tta.", show_default="the run's", **POLICY)
     ] = None,
@@ -518,6 +523,8 @@ def main(log_format: str | None = None) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # by `nohup`
             signal.signal(number, stop)
+    # A name that standard output has no letters for must not end what is done otherwise.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     logs = log_format or asked_log_format(sys.argv)
     try:
         check_packages()

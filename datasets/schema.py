@@ -109,6 +109,12 @@ class Rows:
         )
 
 
+def as_utf8(text: str) -> bytes:
+    """The bytes of a text. What names of files have and UTF-8 has not becomes `\\udcff`, which in
+    JSON is the same name again."""
+    return text.encode(errors="backslashreplace")
+
+
 def canonical_json(value: object) -> str:
     """The one way this project writes JSON that is hashed: sorted keys, two-space indent, a final
     newline, UTF-8."""

@@ -72,12 +72,12 @@ def place(text: str | Path) -> Path:
     return found
 
 
-def on_disk(text: str) -> Path:
+def on_disk(text: str | Path) -> Path:
     """The path.
 
     Raises: UserError if it is a URL, which a plain path would take for a folder of that name.
     """
-    if "://" in text:
+    if "://" in str(text):
         raise UserError(f"{text}: is object storage; expected a path on a disk")
     return Path(text)
 

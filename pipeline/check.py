@@ -117,13 +117,18 @@ def check_deep(folder: Path, manifest: Manifest, dataset: str | None, data_dir: 
 
 
 def chosen_rows(folder: Path, manifest: Manifest) -> set[tuple[str, int]]:
-    """(sample id, copy) of the rows to make again, the same ones every time."""
+    """(sample id, copy) of the rows to make again, the same ones every time: at equal steps over
+    all shards, so that of many shards each is met elsewhere, and all copies are."""
     reader = FORMATS[manifest.job["format"]]
-    share = -(-RECOMPUTED // len(manifest.shards))
+    ends = np.cumsum([record.rows for record in manifest.shards])
+    n_rows = int(ends[-1])
+    rows = np.unique(np.linspace(0, n_rows - 1, min(RECOMPUTED, n_rows), dtype=np.int64))
+    shards = np.searchsorted(ends, rows, side="right")
     chosen: set[tuple[str, int]] = set()
-    for record in manifest.shards:
+    for shard in np.unique(shards).tolist():
+        record = manifest.shards[shard]
         table = reader.read_columns(folder / record.name, ["sample_id", "copy"])
-        for i in np.linspace(0, len(table) - 1, min(share, len(table)), dtype=int).tolist():
+        for i in (rows[shards == shard] - (ends[shard] - record.rows)).tolist():
             chosen.add((table["sample_id"][i].as_py(), table["copy"][i].as_py()))
     return chosen
 

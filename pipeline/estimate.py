@@ -51,13 +51,17 @@ def excerpt(task: Task, positions: np.ndarray) -> Task:
 
 
 def describe_plan(plan: Plan, n_workers: int) -> str:
-    """What would be written, in a few lines."""
+    """What would be written, in a few lines.
+
+    n_workers: Processes of this machine; 0 for this one alone.
+    """
     n_bytes, seconds = estimate_bytes(plan)
-    workers = max(1, n_workers)
+    seconds /= max(1, n_workers)
+    workers = f"{n_workers} workers" if n_workers > 1 else "one worker"
     lines = [
         f"would write {plan.folder}: {plan.n_images:,} images in "
         f"{sum(s['blocks'] for s in plan.job.splits.values())} shards, about {size(n_bytes)}, "
-        f"about {duration(seconds / workers)} on {workers} workers (measured on a few samples)",
+        f"about {duration(seconds)} on {workers} (measured on a few samples)",
         f"policy  {plan.job.policy}",
         f"image   {'x'.join(map(str, plan.job.shape)) if plan.job.shape else 'sizes differ'}, "
         f"{plan.job.format}, {plan.job.encoding}",

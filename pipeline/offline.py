@@ -110,14 +110,15 @@ def dry_run(config: AugmentConfig, report: Report) -> str:
     Raises: what `materialize` would raise before any work.
     """
     plan = make_plan(config, report)
+    n_workers = 1 if config.scheduler else config.workers  # those of a cluster come and go
     try:
         if find_finished(plan, config.overwrite) is not None:
             if plan.is_published and latest(plan.out) != plan.version:
                 return f"{plan.folder}: this job was done before; would make it the latest again"
             return f"{plan.out}: this job was done before; nothing to do"
     except OutputError as err:
-        return f"{describe_plan(plan, config.workers)}\nbut not there: {err}"
-    text = describe_plan(plan, config.workers)
+        return f"{describe_plan(plan, n_workers)}\nbut not there: {err}"
+    text = describe_plan(plan, n_workers)
     base = find_base(plan, config.overwrite, report)
     return f"{text}\n{describe_base(plan, base)}" if base else text
 

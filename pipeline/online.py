@@ -36,6 +36,7 @@ from pipeline.stream import (
     as_dataset,
     calls_in_flight,
     import_tensorflow,
+    own_failures,
     with_shapes,
 )
 from pipeline.task import common_shape, resolve_block_samples
@@ -44,7 +45,7 @@ from pipeline.trial import try_out
 if TYPE_CHECKING:
     import tensorflow as tf
 
-BATCH = 256
+BATCH, BATCH_BYTES = 256, 64 * 2**20  # images that are streamed together, and what they take
 N_SHOWN, N_EPOCHS_SHOWN = 8, 6  # in the contact sheet: samples, and epochs of each
 
 
@@ -210,19 +211,25 @@ def stream_through(config: AugmentConfig, engine: str, report: Report) -> str:
     many a second that were."""
     if engine == "tensorflow":
         refuse_library_ops(resolve_policy(config.policy, config.dataset))
-    source = open_images(config, "memory", report)
-    stream = Stream(source, source.usable, BATCH, order_seed=config.seed)
-    n_epochs = max(1, config.copies)
-    dataset = augmented(stream, 0, n_epochs * stream.steps_per_epoch, engine)
-    for _ in dataset.take(1):
-        pass  # making the graph is no work of the stream's
-    total, started = n_epochs * stream.n_samples, time.monotonic()
-    with report.progress(total, "augmenting") as progress:
-        for images, _ in dataset:
-            progress.advance(len(images))
-    seconds = max(1e-9, time.monotonic() - started)
+    n_epochs = config.copies
+    if n_epochs < 1:
+        raise UserError("--online --copies 0: an epoch shows a copy; give --copies 1 or more")
     name = Path(config.dataset).expanduser().resolve().name
     out = config.out or Path("augmented") / f"{name}-online.png"
+    preview.refuse_other_names(out)  # before any work
+    source = open_images(config, "memory", report)
+    size = max(1, min(BATCH, BATCH_BYTES // source.sample_bytes))
+    stream = Stream(source, source.usable, size, order_seed=config.seed)
+    dataset = augmented(stream, 0, n_epochs * stream.steps_per_epoch, engine)
+    total = n_epochs * stream.n_samples
+    with own_failures(stream):
+        for _ in dataset.take(1):
+            pass  # making the graph is no work of the stream's
+        started = time.monotonic()
+        with report.progress(total, "augmenting") as progress:
+            for images, _ in dataset:
+                progress.advance(len(images))
+    seconds = max(1e-9, time.monotonic() - started)
     drawn = preview.draw(contact_sheet(source, engine, min(n_epochs, N_EPOCHS_SHOWN)), out)
     return (
         f"{n_epochs} epochs of {stream.n_samples:,} images: {total / seconds:,.0f} images/s with "
@@ -234,7 +241,8 @@ def contact_sheet(source: OnlineImages, engine: str, n_epochs: int) -> preview.S
     """The first samples of a stream in its first epochs, beside the originals."""
     few = source.usable[np.argsort(source.keys[source.usable])][:N_SHOWN]
     stream = Stream(source, few, len(few), order_seed=None)
-    epochs = [images.numpy() for images, _ in augmented(stream, 0, n_epochs, engine)]
+    with own_failures(stream):
+        epochs = [images.numpy() for images, _ in augmented(stream, 0, n_epochs, engine)]
     columns = [source.images(few, 0), *epochs]
     captions = ["original", *(f"epoch {epoch}" for epoch in range(n_epochs))]
     return preview.Sheet(

@@ -142,6 +142,13 @@ def refuse_offline_options(context: typer.Context) -> None:
             raise UserError(f"--online: writes no shards; leave out {option}")
 
 
+def refuse_online_options(context: typer.Context) -> None:
+    """Raises: UserError if --engine was given, which shards would not heed."""
+    source = context.get_parameter_source("engine")
+    if source is not None and source.name == "COMMANDLINE":
+        raise UserError("--engine: shards are OpenCV's; leave it out, or give --online")
+
+
 def augmenting(
     dataset: Dataset = "digits",
     data_dir: DataDir = DATA_DIR,

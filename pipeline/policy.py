@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ PRESETS = {
 }
 # A mirrored digit is another sign, so digits are never flipped unless asked.
 DEFAULTS = {"digits": "shift(x=0.1, y=0.1)|rotate(degrees=10)|brightness(factor=0.2)"}
-MAX_TEXT = 10_000  # characters of a policy
+MAX_TEXT, SHOWN = 10_000, 100  # characters of a policy, and of one that cannot be read
 FILL_MODES = ("reflect", "constant", "edge", "wrap")
 
 
@@ -196,13 +197,18 @@ def read_text(text: str) -> Policy:
     """The policy that `text` writes in Python's syntax."""
     if len(text) > MAX_TEXT:
         raise PolicyError(f"policy: {len(text):,} characters; at most {MAX_TEXT:,} are read")
+    text = re.sub(r"[\r\n]", " ", text).strip()  # of a job file, it may have lines
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as err:
         at = getattr(err, "offset", None)
         where = f" at character {at}" if at else ""
+        start = max(0, (at or 0) - SHOWN // 2)
+        shown = repr(text[start : start + SHOWN])
+        before, after = "..." * (start > 0), "..." * (start + SHOWN < len(text))
         raise PolicyError(
-            f"policy {text!r}: cannot be read{where}: {getattr(err, 'msg', None) or err}; "
+            f"policy {before}{shown}{after}: cannot be read{where}: "
+            f"{getattr(err, 'msg', None) or err}; "
             "write ops as name(option=number), joined by |, for example "
             "shift(x=0.1)|rotate(degrees=15)"
         ) from None
@@ -213,7 +219,7 @@ def read_text(text: str) -> Policy:
                 f"policy, at character {getattr(node, 'col_offset', 0) + 1}: a number beyond "
                 f"{sys.float_info.max:.0e}; write a smaller one"
             )
-    return build_policy(flatten(tree), text.strip())
+    return build_policy(flatten(tree), text)
 
 
 def flatten(node: ast.expr) -> list[ast.expr]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from datasets.fingerprint import read_each
 from datasets.formats import FORMATS
 from datasets.manifest import mended, read_manifest, refuse_missing_or_cut
 from datasets.source import check_listing, sample_keys
+from datasets.storage import is_object
 from datasets.versions import reading
 from pipeline.check import read_job
 from pipeline.library_ops import PREFIX, LibraryStage
@@ -71,7 +73,7 @@ def caption(params: dict[str, float], library: str | None) -> str:
     """`shift +2.1, -0.4  rotate +7°  bright 1.08`: what was done, in a few words."""
     parts: list[str] = []
     for name, value in params.items():
-        words, neutral = SHORT.get(name.rstrip("_23456789"), (name + " {:.2f}", 0.0))
+        words, neutral = SHORT.get(re.sub(r"_\d+$", "", name), (name + " {:.2f}", 0.0))
         if value == neutral and not name.startswith("shift"):
             continue
         text = words.format(value)
@@ -183,6 +185,12 @@ def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> She
     return Sheet(f"{folder.name}, {split}: {job.policy}", names, copies, grid)
 
 
+def refuse_other_names(out: Path) -> None:
+    """Raises: UserError if no PNG can be written there."""
+    if out.suffix.lower() != ".png" or is_object(out):
+        raise UserError(f"--out {out}: expected the name of a file on a disk that ends with .png")
+
+
 def draw(sheet: Sheet, out: Path) -> str:
     """Writes the sheet as PNG; says where it is. Small images are enlarged without smoothing, so
     that each pixel can be seen.
@@ -191,8 +199,7 @@ def draw(sheet: Sheet, out: Path) -> str:
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out}: expected a name that ends with .png")
+    refuse_other_names(out)
     large, small = ImageFont.load_default(15), ImageFont.load_default(11)
     scaled = [[enlarged(tile.image, sheet.tile_px) for tile in row] for row in sheet.rows]
     lines = [[wrapped(tile.caption, small, sheet.tile_px) for tile in row] for row in sheet.rows]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -147,6 +148,18 @@ class Stream:
         except OSError as err:
             self.failure = EnvironmentFailed(f"an image can no longer be read: {err}")
         raise self.failure
+
+
+@contextmanager
+def own_failures(stream: Stream) -> Iterator[None]:
+    """Within it, what went wrong while a batch was made is raised as that, a UserError, and not as
+    TensorFlow's account of it."""
+    try:
+        yield
+    except Exception:
+        if stream.failure is not None:
+            raise stream.failure from None
+        raise
 
 
 def import_tensorflow(n_threads: int | None = None, n_gpus: int = 1) -> Any:

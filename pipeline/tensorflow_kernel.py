@@ -19,7 +19,7 @@ from pipeline.policy import Policy, refuse_library_ops
 from pipeline.rng import op_number, philox4x32, split_seed
 
 Tensor = Any  # TensorFlow has no types of its own that a checker could use
-FILL_MODES = {"reflect": "REFLECT", "constant": "CONSTANT", "edge": "NEAREST", "wrap": "WRAP"}
+FILL_MODES = {"reflect": "REFLECT", "constant": "CONSTANT", "edge": "NEAREST"}
 
 
 def uniforms(seed: int, keys: Tensor, copy: Tensor, op: int, occurrence: int, n: int) -> Tensor:
@@ -107,6 +107,8 @@ def warp(images: Tensor, policy: Policy, params: dict[str, Tensor]) -> Tensor:
         total = one if total is None else tf.matmul(total, one)
     if total is None:
         return images
+    if policy.fill.mode == "wrap":
+        return tf.round(periodic(images, total))
     warped = tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
         transforms=tf.cast(tf.reshape(total, (-1, 9))[:, :8], tf.float32),
@@ -116,6 +118,28 @@ def warp(images: Tensor, policy: Policy, params: dict[str, Tensor]) -> Tensor:
         fill_value=float(policy.fill.value),
     )
     return tf.round(warped)
+
+
+def periodic(images: Tensor, matrices: Tensor) -> Tensor:
+    """(B, H, W, C) float32 at the places to which (B, 3, 3) float64 matrices map each pixel, with
+    the opposite side beyond the border. TensorFlow's own mode `WRAP` has a seam there, across which
+    nothing is interpolated, and another period."""
+    height, width = images.shape[1], images.shape[2]
+    x, y = tf.meshgrid(tf.range(width, dtype=tf.float64), tf.range(height, dtype=tf.float64))
+    pixels = tf.reshape(tf.stack([x, y, tf.ones_like(x)]), (3, -1))
+    places = tf.matmul(matrices[:, :2], pixels[None])  # (B, 2, H * W): x and y
+    corners = tf.floor(places)
+    right, below = tf.unstack(tf.cast(places - corners, tf.float32)[..., None], axis=1)
+    x, y = tf.unstack(tf.cast(corners, tf.int32), axis=1)
+    flat = tf.reshape(images, (-1, height * width, images.shape[3]))
+
+    def at(y: Tensor, x: Tensor) -> Tensor:
+        index = tf.math.floormod(y, height) * width + tf.math.floormod(x, width)
+        return tf.gather(flat, index, batch_dims=1)
+
+    upper = at(y, x) * (1 - right) + at(y, x + 1) * right
+    lower = at(y + 1, x) * (1 - right) + at(y + 1, x + 1) * right
+    return tf.reshape(upper * (1 - below) + lower * below, tf.shape(images))
 
 
 def brighten(images: Tensor, params: tuple[Tensor, ...]) -> Tensor:

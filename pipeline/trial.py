@@ -1,12 +1,13 @@
 """Library ops tried out before any work, in a process of their own: with nonsense for arguments one
 may run for ever, or take all memory there is, and no signal reaches it in the library's loops.
 
-Run as `python -m pipeline.trial POLICY SHAPES SECONDS` it is that process.
+Run as `python -m pipeline.trial POLICY SHAPES SECONDS PARENT` it is that process.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 
 from datasets.errors import PolicyError
 from pipeline.library_ops import LibraryOp, run_one
+from pipeline.parent import end_with_parent
 
 TRIES = 8  # of an op on a size: some change the shape by chance
 SECONDS = 60  # for one image
@@ -34,7 +36,7 @@ def try_out(
     policy = "|".join(map(repr, ops))
     # -P: what lies in the current folder must not stand in for this package.
     command = [sys.executable, "-P", "-m", "pipeline.trial", policy, json.dumps(shapes)]
-    command.append(str(seconds))
+    command += [str(seconds), str(os.getpid())]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     *_, last = ["", *done.stdout.decode(errors="backslashreplace").splitlines()]
     if done.returncode == PolicyError.exit_code:
@@ -77,4 +79,5 @@ def serve(policy: str, shapes: list[tuple[int, int, int]], seconds: int) -> None
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    end_with_parent(int(sys.argv[4]))
     serve(sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]))

@@ -70,6 +70,18 @@ def test_the_same_job_again_does_nothing(output: Path) -> None:
     assert stats(output) == before
 
 
+def test_an_engine_is_of_the_online_path(tmp_path: Path) -> None:
+    job = ("augment", "--engine", "tensorflow", "--out", tmp_path / "out")
+    assert "leave it out, or give --online" in run(*job, code=2).stderr
+
+
+def test_names_that_standard_output_has_no_letters_for_are_escaped(tmp_path: Path) -> None:
+    run("augment", "--limit", 20, "--copies", 1, "--out", tmp_path / "ü")
+    ascii_only = {"PYTHONIOENCODING": "ascii"}
+    said = run("verify", tmp_path / "ü", env=ascii_only).stdout
+    assert "\\xfc: " in said
+
+
 @pytest.mark.parametrize("option", [("--dry-run",), ("--workers", 1), ("--format", "tfrecord")])
 def test_options_of_files_are_refused_online(tmp_path: Path, option: tuple[object, ...]) -> None:
     command = ("augment", "--online", *option, "--out", tmp_path / "sheet.png")

@@ -327,7 +327,7 @@ def test_what_a_folder_holds_is_left_alone(tmp_path: Path) -> None:
         ("half a file", "predictions.parquet: cannot be read as predictions: "),
         ("rows twice", "its sample ids are not unique strings"),
         ("another result", "predictions.parquet and result.json are not of one evaluation"),
-        ("damaged result", "result.json: is missing or damaged; the same `pipeline train`"),
+        ("damaged result", "result.json: is missing or damaged; the same command with --resume"),
         ("damaged history", "history.csv: is missing or damaged; leave that run out"),
         ("damaged config", "config.json: is damaged"),
         ("other classes", "has other classes than "),

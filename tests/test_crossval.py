@@ -158,6 +158,8 @@ def test_intervals_are_those_of_the_books() -> None:
     share = spread([0.9, 1.0], is_share=True)
     assert (share["low"], share["high"]) == (pytest.approx(0.315, abs=1e-3), 1)
     assert in_percent(spread([-1e-4, 1e-4, 0]), "+").startswith("+0.0 (")
+    equal = spread([0.5, 0.5])
+    assert (equal["std"], equal["low"], equal["high"]) == (0, None, None)
     assert spread([0.5]) == {"each": [0.5], "mean": 0.5, "std": None, "low": None, "high": None}
 
 
@@ -170,3 +172,14 @@ def test_a_fold_is_part_of_a_run(tmp_path: Path) -> None:
     assert (first.pop("fold"), second.pop("fold")) == ("1 of 2", "2 of 2")
     assert first == second
     assert_array_equal(first["shape"], [8, 8, 1])
+    # It is evaluated on what it was tested on, and on no image that it has learned from.
+    first, second = (tmp_path / "cv" / f"fold-{i}" for i in (1, 2))
+    found = json.loads((first / "result.json").read_text())
+    said = run("evaluate", first).stdout
+    assert f"accuracy {found['test_accuracy']:.4f}, loss {found['test_loss']:.4f}" in said
+    assert f"on {found['n']} images of fold 1 of 2; " in said
+    message = run("evaluate", first, second, code=2).stderr
+    assert f"{second}: may have learned from the images that {first} was tested on" in message
+    (first / "result.json").write_text("{")  # of a part that is damaged the run makes it anew
+    run("crossval", *SMALL, "--resume", "--out", tmp_path / "cv")
+    assert json.loads((first / "result.json").read_text())["test_loss"] == found["test_loss"]

@@ -77,6 +77,10 @@ def test_evaluate_tells_what_runs_are_worth_alone_and_together(tmp_path: Path) -
     assert two.startswith(f"{second}: accuracy ")
     assert both.startswith("the 2 together: accuracy ")
     assert f"accuracy {accuracy:.4f}, " in one
+    *_, together, single, all_three = run("evaluate", tmp_path, first).stdout.splitlines()
+    assert together == both.replace("the 2", f"{tmp_path}: its 2")
+    assert single == one
+    assert all_three.startswith("the 3 together: accuracy ")
     assert "on 200 images of test; worst class" in one
     assert (
         "on 100 images of train"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from datasets.errors import PolicyError, printable
 from pipeline.ops import OPS
 from pipeline.policy import PRESETS, parse_policy
 from pipeline.trial import try_out
-from tests.running import run
+from tests.running import run, start, wait_until
 
 SECONDS = 20  # more is a hang
 NAMES = st.sampled_from(
@@ -175,6 +176,21 @@ def test_an_op_that_takes_all_time_or_memory_is_found_out_first(op: str, expecte
     policy = parse_policy(f"albumentations.{op}")
     with ends_in_time(), pytest.raises(PolicyError, match=expected):
         try_out(policy.library, [(32, 32, 3)], seconds=1)
+
+
+def test_what_is_tried_out_does_not_outlive_the_command(tmp_path: Path) -> None:
+    op = "albumentations.CoarseDropout(num_holes_range=(10000000, 10000000))"
+    command = start("augment", "--policy", op, "--out", tmp_path / "out")
+    children: list[psutil.Process] = []
+
+    def is_trying() -> bool:
+        children[:] = psutil.Process(command.pid).children()
+        return any("pipeline.trial" in child.cmdline() for child in children)
+
+    wait_until(is_trying, "the trial")
+    command.kill()
+    command.communicate()
+    assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
 def test_such_an_op_is_told_in_one_line(tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ def test_images_beyond_the_cache_are_decoded_whenever_they_are_shown(
         assert_array_equal(part.source.images(shown, copy), whole.source.images(shown, copy))
 
 
-@pytest.mark.parametrize("policy", [*EVERY_OP, ALL])
+@pytest.mark.parametrize(
+    "policy", [*EVERY_OP, ALL, "shift(x=0.4)|rotate(degrees=60)|fill(mode='wrap')"]
+)
 @pytest.mark.parametrize("size", [(24, 24), (90, 70)])
 def test_graph_ops_give_nearly_the_same_pixels(
     tmp_path: Path, policy: str, size: tuple[int, int]
@@ -369,6 +371,25 @@ def test_the_command_tells_the_rate_and_writes_a_sheet_alone(tmp_path: Path, eng
     assert f"images/s with --engine {engine}" in result.stdout
     assert result.stderr == ""
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--copies", 0), "an epoch shows a copy; give --copies 1 or more"),
+        (("--out", "sheet"), "expected the name of a file on a disk that ends with .png"),
+        (("--out", "s3://data/a.png"), "expected the name of a file on a disk that ends with .png"),
+        # Whatever is tried out before: one in thirty images comes out with another shape.
+        (("--policy", "albumentations.Sequential([albumentations.Transpose(p=0.03)])"), "shape"),
+    ],
+)
+def test_what_cannot_be_streamed_is_told_in_one_line(
+    options: tuple[object, ...], expected: str
+) -> None:
+    job = ("augment", "--online", "--image-size", "24x32", "--limit", 500, *options)
+    said = run(*job, code=2).stderr.splitlines()
+    assert expected in said[-1]
+    assert len(said) <= 2
 
 
 def test_the_sheet_shows_what_the_epochs_show() -> None:

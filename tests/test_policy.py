@@ -46,6 +46,14 @@ def test_presets_are_names_for_strings(name: str) -> None:
     assert parse_policy(name) == parse_policy(PRESETS[name])
 
 
+def test_a_policy_may_have_lines_and_a_long_one_is_cut_where_it_cannot_be_read() -> None:
+    assert parse_policy("shift(x=0.1)\n|flip()\n") == parse_policy("shift(x=0.1)|flip()")
+    with pytest.raises(PolicyError, match=r"^policy '.{100}'\.\.\.: cannot be read at character 1"):
+        parse_policy("?" * 5000)
+    with pytest.raises(PolicyError, match=r"^policy \.\.\.'.*\?\|flip\(\)': cannot be read at "):
+        parse_policy("flip()|" * 700 + "?|flip()")
+
+
 def test_a_preset_may_stand_among_ops() -> None:
     longer = parse_policy("light|brightness(factor=0.3)")
     assert str(longer) == str(parse_policy("light")) + "|brightness(factor=0.3)"

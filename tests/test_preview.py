@@ -138,6 +138,10 @@ def test_a_caption_says_what_was_done_and_leaves_out_what_was_not() -> None:
     assert caption({"angle_deg_2": -3.0}, f"[{', '.join(steps)}]") == "rotate -3°  Blur"
 
 
+def test_the_tenth_of_an_op_is_told_as_the_first_is() -> None:
+    assert caption({"brightness": 1.0, "brightness_10": 1.0}, None) == ""
+
+
 def test_captions_tell_the_parameters_of_the_rows(output: Path) -> None:
     shown = from_output(output, "train", 2, 3)
     table = pq.read_table(sorted(output.glob("train-*.parquet"))[0]).to_pylist()

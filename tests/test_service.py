@@ -386,9 +386,10 @@ def test_a_run_that_was_killed_after_its_record_gets_no_second_one(tmp_path: Pat
 
 def test_a_history_that_cannot_be_written_is_told_before_any_step(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    job = write_job(tmp_path, augment(tmp_path), history=str(tmp_path / "file"))
+    history = tmp_path / "file" / "history"
+    job = write_job(tmp_path, augment(tmp_path), history=str(history))
     (line,) = run("run", job, code=5).stderr.splitlines()
-    assert line.startswith(f"pipeline: {tmp_path / 'file'}: the history cannot be written (File ex")
+    assert line.startswith(f"pipeline: {history}: the history cannot be written (Not a dir")
     assert not (tmp_path / "out").exists()
 
 

@@ -328,6 +328,7 @@ def test_no_mistakes_and_nothing_to_test_are_no_mistakes_of_ours(tmp_path: Path)
         (("--offline", "bare"), "has no augmented copies"),
         (("--offline", "shards", "--dataset", "digits"), "as they were written; leave out --da"),
         (("--offline", "shards", "--limit", 4, "--cache", "none"), "out --limit and --cache"),
+        (("--out", "run\udcff"), "run\\udcff: is not UTF-8, and TensorFlow cannot write there"),
         (("--out", "s3://data/run"), "is object storage; expected a path on a disk"),
         (("--dataset", "untrained", "--image-size", 16), "has no split train to learn from, but t"),
         (("--offline", "shards", "--engine", "tensorflow"), "leave out --engine"),

@@ -13,7 +13,7 @@ import pytest
 
 from datasets.errors import Damaged, UserError
 from datasets.manifest import encode_manifest, read_manifest, sha256_file
-from pipeline.check import check
+from pipeline.check import RECOMPUTED, check, chosen_rows
 from tests.running import run, tree_hash, write_photos
 
 DATA_DIR = Path("unused")
@@ -36,6 +36,17 @@ def test_a_clean_output_passes_and_nothing_is_written_into_it(output: Path) -> N
     assert "every row decodes" in result.stdout
     assert "made again from the source are equal" in result.stdout
     assert tree_hash(output) == before
+
+
+def test_rows_of_all_copies_are_made_again_however_many_shards_there_are(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("augment", "--limit", 300, "--copies", 3, "--block-samples", 3, "--out", out)
+    manifest = read_manifest(out)
+    assert len(manifest.shards) > RECOMPUTED
+    chosen = chosen_rows(out, manifest)
+    assert len(chosen) == RECOMPUTED
+    assert {copy for _, copy in chosen} == {0, 1, 2, 3}
+    assert f"{RECOMPUTED} rows made again" in run("verify", out, "--deep").stdout
 
 
 def damage(folder: Path, rng: random.Random) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import UserError
-from datasets.schema import canonical_json
+from datasets.schema import as_utf8, canonical_json
 from datasets.storage import write_atomically
 from pipeline.online import open_listing
 from pipeline.policy import resolve_policy
@@ -206,7 +206,7 @@ def finish(
     write_atomically(config.out / TABLE, as_csv(whole, rows))
     joint_pictures.contributions(rows, n_seeds, config.out / PICTURE)
     ablation_report(config.out, result, trials(config, n_seeds)[0].config.out)
-    write_atomically(config.out / RESULT, canonical_json(result).encode())
+    write_atomically(config.out / RESULT, as_utf8(canonical_json(result)))
     return table(config, split, n_seeds, whole, rows)
 
 

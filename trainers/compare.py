@@ -8,6 +8,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from datasets.commit import hold
 from datasets.errors import EnvironmentFailed, ImageError, OutputError, UserError
 from datasets.folder import readable
-from datasets.schema import canonical_json
+from datasets.schema import as_utf8, canonical_json
 from datasets.storage import write_atomically
 from pipeline.online import open_images
 from pipeline.plan import refuse_nesting
@@ -23,7 +24,7 @@ from pipeline.preview import Tile
 from pipeline.report import Report
 from trainers import joint_pictures
 from trainers.comparison import figures, told
-from trainers.evaluate import EvaluateConfig, data_of
+from trainers.evaluate import EvaluateConfig, data_of, is_held_out
 from trainers.results import Run, read_run
 
 FIGURES, TABLE, CURVES, CHANGED = "compare.json", "changed.csv", "curves.png", "changed.png"
@@ -58,7 +59,7 @@ def compare(paths: Sequence[Path], out: Path, report: Report) -> str:
                 found["left_out"] = f"{CHANGED} is left out: {' '.join(str(err).split())}"
             else:
                 files[CHANGED] = as_png(lambda path: joint_pictures.changes(title, sides, path))
-            write(place, {FIGURES: canonical_json(found).encode(), **files})
+            write(place, {FIGURES: as_utf8(canonical_json(found)), **files})
     except OSError as err:
         raise EnvironmentFailed(
             f"{err.filename or out}: {err.strerror or err}; mend that, then try again"
@@ -192,11 +193,9 @@ def originals(run: Run, ids: list[str], report: Report) -> np.ndarray:
     """
     if not ids:
         return np.empty((0, 1, 1, 1), np.uint8)
-    # Validation and folds are held out of train.
-    is_held_out = run.result["split"] == "val" or run.config["run"].get("fold")
-    split = "train" if is_held_out else "test"
+    split = "train" if is_held_out(run.result["split"], run.config) else "test"
     config = EvaluateConfig((run.path,), Path(), split=split, policy="none")
-    data = data_of(config, run.config)
+    data = replace(data_of(config, run.config), max_bad=1.0)  # what is gone of these is told
     source = open_images(data, "none", report)
     positions = {source.ids[i]: i for i in source.usable.tolist()}
     gone = next((name for name in ids if name not in positions), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from typing import Any
 
 from datasets.catalog import CATALOG
 from datasets.errors import UserError
+from datasets.schema import as_utf8
 from datasets.storage import is_object, place
 from pipeline.job import probe, versions
 from pipeline.plan import refuse_nesting
@@ -66,6 +68,8 @@ def run_folder(out: Path | None, offline: Path | None, dataset: str | None) -> P
     folder = (out or Path("runs") / name).expanduser().resolve()
     if folder in (Path.cwd(), Path(folder.anchor)):
         raise UserError(f"--out {out}: expected a folder to make, such as runs/digits")
+    if as_utf8(str(folder)) != os.fsencode(folder):
+        raise UserError(f"--out {out}: is not UTF-8, and TensorFlow cannot write there; rename it")
     refuse_nesting(folder, data)
     return folder
 

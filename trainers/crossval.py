@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from datasets.errors import UserError
-from datasets.schema import canonical_json
+from datasets.schema import as_utf8, canonical_json
 from datasets.storage import write_atomically
 from pipeline.report import Report
 from pipeline.stream import Images
@@ -79,16 +79,16 @@ def crossval(config: TrainConfig, n_folds: int, report: Report) -> str:
         folds = folds_of(source, n_folds, config.seed)
         listed = list_folds(source, folds)
         # What lies in which fold also depends on the version of what makes them.
+        parts = [fold_data(config, data, folds, fold, n_folds) for fold in range(n_folds)]
         known = {"folds": n_folds, "sha256": hashlib.sha256(listed).hexdigest()}
         begin_whole(config, CROSSVAL, known, "cross-validation")
         write_atomically(out / FOLDS, listed)
         results = []
-        for fold in range(n_folds):
-            report.say(f"fold {fold + 1} of {n_folds}", event="fold", fold=fold + 1)
-            part = replace(config, out=out / f"fold-{fold + 1}")
-            found = fold_data(config, data, folds, fold, n_folds)
-            with training_folder(part):
-                results.append(train_part(part, found, report))
+        for fold, part in enumerate(parts, 1):
+            report.say(f"fold {fold} of {n_folds}", event="fold", fold=fold)
+            one = replace(config, out=out / f"fold-{fold}")
+            with training_folder(one):
+                results.append(train_part(one, part, report))
         return finish(config, source, folds, results)
 
 
@@ -123,7 +123,7 @@ def finish(
     draw_guesses(found, source, positions, out)
     joint_pictures.folds(accuracy, out / PICTURE)
     crossval_report(out, result, results, found, source.classes)
-    write_atomically(out / RESULT, canonical_json(result).encode())
+    write_atomically(out / RESULT, as_utf8(canonical_json(result)))
     return table(out, results, accuracy, loss)
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
 import numpy as np
 
+from datasets.blocks import limited
 from datasets.errors import UserError, first_line
 from pipeline.online import open_images
 from pipeline.plan import MAX_BAD, AugmentConfig
 from pipeline.report import Report
 from pipeline.stream import Images, Stream, import_tensorflow
+from trainers.predictions import PREDICTIONS, read_predictions
 
 CONFIG, ENSEMBLE, MODEL = "config.json", "ensemble.json", "model.keras"
 RESULT = "result.json"
@@ -26,6 +28,8 @@ BATCH = 256
 class EvaluateConfig:
     """The options of `pipeline evaluate`. What is None is that of the first run.
 
+    split: None for the images that it was tested on: the split `test`, or where it had none those
+      that it held out of train.
     tta: Augmented copies that are averaged with the original.
     default_data_dir: Where known data sets lie if neither this nor the run says so.
     """
@@ -34,7 +38,7 @@ class EvaluateConfig:
     default_data_dir: Path
     dataset: str | None = None
     data_dir: Path | None = None
-    split: str = "test"
+    split: str | None = None
     policy: str | None = None
     tta: int = 0
     image_size: tuple[int, int] | None = None
@@ -88,15 +92,20 @@ def predictor(model: Any, shape: tuple[int, ...], dtype: str = "uint8") -> Any:
 def evaluate(
     predictors: Sequence[Any], source: Images, shown: np.ndarray, n_copies: int = 0
 ) -> Evaluation:
-    """The probabilities for the samples at the positions `shown`, averaged over the models, the
-    originals and copies 1 to `n_copies` (test-time augmentation)."""
+    """What the models together are worth on the samples at the positions `shown`."""
+    each = [guess(predict, source, shown, n_copies) for predict in predictors]
+    return evaluation(source, shown, np.mean(each, axis=0))
+
+
+def guess(predict: Any, source: Images, shown: np.ndarray, n_copies: int = 0) -> np.ndarray:
+    """(n, n_classes) float64: a model's probabilities for the samples at the positions `shown`,
+    averaged over the originals and copies 1 to `n_copies` (test-time augmentation)."""
     total = np.zeros((len(shown), len(source.classes)))
-    for predict in predictors:
-        for copy in range(n_copies + 1):
-            stream = Stream(source, shown, BATCH, order_seed=None, copy=copy)
-            batches = (stream.batch(step)[0] for step in range(stream.steps_per_epoch))
-            total += np.concatenate([predict(images).numpy() for images in batches])
-    return evaluation(source, shown, total / (len(predictors) * (n_copies + 1)))
+    for copy in range(n_copies + 1):
+        stream = Stream(source, shown, BATCH, order_seed=None, copy=copy)
+        batches = (stream.batch(step)[0] for step in range(stream.steps_per_epoch))
+        total += np.concatenate([predict(images).numpy() for images in batches])
+    return total / (n_copies + 1)
 
 
 def evaluation(source: Images, shown: np.ndarray, probabilities: np.ndarray) -> Evaluation:
@@ -213,7 +222,7 @@ def data_of(config: EvaluateConfig, first: dict[str, Any]) -> AugmentConfig:
     return AugmentConfig(
         dataset=config.dataset or origin["dataset"],
         data_dir=config.data_dir or Path(origin.get("data_dir", config.default_data_dir)),
-        split=config.split,
+        split=config.split or "test",
         policy=config.policy or run.get("policy"),
         image_size=tuple(size) if size else None,
         seed=run.get("augment_seed", 0) if config.seed is None else config.seed,
@@ -230,23 +239,84 @@ def evaluate_runs(config: EvaluateConfig, report: Report) -> str:
     if not config.tta and (config.policy is not None or config.seed is not None):
         option = "--seed" if config.policy is None else "--policy"
         raise UserError(f"{option}: originals are not augmented; give --tta too, or leave it out")
-    paths = [member for path in config.paths for member in members(path)]
+    groups = [members(path) for path in config.paths]
+    paths = [member for group in groups for member in group]
     models = [load_model(path) for path in paths]
     known = [read_config(path) for path in paths]
-    source = open_images(data_of(config, known[0]), "memory", report)
+    source, shown, what = images_of(config, paths, known, report)
     for path, model, config_of in zip(paths, models, known, strict=True):
         check_fits(path, model, config_of["run"], source)
-    predictors = [predictor(model, source.shape) for model in models]
-    groups = [(str(path), [one]) for path, one in zip(paths, predictors, strict=True)]
-    if len(predictors) > 1:
-        groups.append((f"the {len(predictors)} together", predictors))
-    lines = []
-    for name, group in groups:
-        found = evaluate(group, source, source.usable, config.tta)
+    each = iter([guess(predictor(one, source.shape), source, shown, config.tta) for one in models])
+    guesses = [[next(each) for _ in group] for group in groups]
+
+    def line(name: str, some: list[np.ndarray]) -> str:
+        found = evaluation(source, shown, np.mean(some, axis=0))
         worst = min(found.per_class, key=lambda c: found.per_class[c])
-        lines.append(
+        return (
             f"{name}: accuracy {found.accuracy:.4f}, loss {found.loss:.4f} on "
-            f"{len(found.labels):,} images of {config.split}; worst class {worst} "
+            f"{len(found.labels):,} images of {what}; worst class {worst} "
             f"({found.per_class[worst]:.4f})"
         )
+
+    lines = []
+    for path, group, found in zip(config.paths, groups, guesses, strict=True):
+        lines += [line(str(member), [one]) for member, one in zip(group, found, strict=True)]
+        if len(group) > 1 and len(groups) > 1:
+            lines.append(line(f"{path}: its {len(group)} together", found))
+    if len(paths) > 1:
+        every = [one for found in guesses for one in found]
+        lines.append(line(f"the {len(paths)} together", every))
     return "\n".join(lines)
+
+
+def images_of(
+    config: EvaluateConfig, paths: list[Path], known: list[dict[str, Any]], report: Report
+) -> tuple[Images, np.ndarray, str]:
+    """What models are evaluated on: images, positions of them, and what to call those.
+
+    Raises: UserError if a run may have learned from some of them that the first one was tested on.
+    """
+    own = None
+    if config.split is None and config.dataset is None:
+        own = held_out(paths[0], known[0])
+    if own is None:
+        source = open_images(data_of(config, known[0]), "memory", report)
+        if config.split == "train" and config.dataset is None:
+            report.say("--split train: the networks have learned from these images", event="known")
+        return source, source.usable, config.split or "test"
+    for path, config_of in zip(paths, known, strict=True):
+        if config_of["origin"] and held_out(path, config_of) != own:
+            raise UserError(
+                f"{path}: may have learned from the images that {paths[0]} was tested on; evaluate "
+                "them one by one, or give --dataset"
+            )
+    asked = replace(config, split="train", limit=None)
+    source = open_images(data_of(asked, known[0]), "memory", report)
+    position = {source.ids[i]: i for i in source.usable.tolist()}
+    gone = next((name for name in own if name not in position), None)
+    if gone is not None:
+        raise UserError(f"{paths[0]}: its data set no longer has the image {gone}")
+    ids = [own[i] for i in limited(own, config.limit)]
+    fold = known[0]["run"].get("fold")
+    what = f"fold {fold}" if fold else "val"
+    return source, np.array([position[name] for name in ids]), what
+
+
+def is_held_out(split: str, known: dict[str, Any]) -> bool:
+    """Whether what a run was tested on, of which its result says that split, is part of the data
+    set's train: validation where there is no test, and folds."""
+    return split == "val" or bool(known["run"].get("fold"))
+
+
+def held_out(path: Path, known: dict[str, Any]) -> list[str] | None:
+    """The samples of train that a run was tested on; None of other runs, and of a model's file.
+
+    Raises: UserError if its predictions cannot be read.
+    """
+    try:
+        split = json.loads((path / RESULT).read_text())["split"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    if not is_held_out(split, known):
+        return None
+    return read_predictions(path / PREDICTIONS, len(known["run"].get("classes", ()))).ids

@@ -14,7 +14,7 @@ import numpy as np
 from datasets.errors import UserError
 from datasets.storage import write_atomically
 from pipeline.report import Progress, Report
-from pipeline.stream import Stream
+from pipeline.stream import Stream, own_failures
 from trainers.config import TrainConfig
 from trainers.data import Data
 from trainers.evaluate import evaluate, predictor
@@ -176,8 +176,9 @@ def run_epochs(
         is_last = phase.stop == n_epochs
         while len(epochs) < phase.stop and not (is_last and is_stale(config, phase, epochs)):
             number = len(epochs) + 1
-            with report.progress(data.train.n_samples, f"epoch {number} of {n_epochs}") as progress:
-                figures, losses = run_epoch(data.train, batches, step, progress)
+            doing = f"epoch {number} of {n_epochs}"
+            with report.progress(data.train.n_samples, doing) as bar, own_failures(data.train):
+                figures, losses = run_epoch(data.train, batches, step, bar)
             with averaged(model, optimizer):
                 checked = evaluate([predict], *data.validation)
             if not np.isfinite([*losses, checked.loss]).all():
@@ -214,7 +215,7 @@ def run_epoch(
     started, waited, losses, sizes, n_right = time.perf_counter(), 0.0, [], [], 0
     for _ in range(stream.steps_per_epoch):
         asked = time.perf_counter()
-        images, labels = next_batch(stream, batches)
+        images, labels = next(batches)
         waited += time.perf_counter() - asked
         loss, right = step(images, labels)
         losses.append(float(loss))
@@ -249,19 +250,6 @@ def save_figures(out: Path, epochs: list[dict[str, Any]]) -> None:
         older.unlink()
     rows = [",".join(epochs[0]), *(",".join(map(str, epoch.values())) for epoch in epochs)]
     write_atomically(out / HISTORY, "".join(f"{row}\n" for row in rows).encode())
-
-
-def next_batch(stream: Stream, batches: Iterator[Any]) -> Any:
-    """The next batch.
-
-    Raises: UserError for what went wrong while it was made, and not TensorFlow's account of it.
-    """
-    try:
-        return next(batches)
-    except Exception:
-        if stream.failure is not None:
-            raise stream.failure from None
-        raise
 
 
 def best_epoch(epochs: list[dict[str, Any]]) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datasets.schema import as_utf8
 from datasets.storage import write_atomically
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def write_report(
         command=shlex.join(command),
         note=note,
     )
-    write_atomically(path, page.encode())
+    write_atomically(path, as_utf8(page))
 
 
 def shown(cell: Cell) -> str:

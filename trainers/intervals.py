@@ -12,8 +12,9 @@ CONFIDENCE = 0.95
 
 
 def spread(values: Sequence[float], overlap: float = 0.0, is_share: bool = False) -> dict[str, Any]:
-    """Mean, standard deviation and 95 % interval, by Student's t distribution; of one value neither
-    of the latter.
+    """Mean, standard deviation and 95 % interval, by Student's t distribution. Of one value there
+    is neither of the latter; of equal ones, which say nothing of how far others would be, no
+    interval.
 
     overlap: Of cross-validation: test samples to training samples of a fold. Trainings that share
       most of their samples are not independent, and the usual interval would be too narrow.
@@ -27,6 +28,8 @@ def spread(values: Sequence[float], overlap: float = 0.0, is_share: bool = False
     from scipy.stats import t
 
     std = float(np.std(each, ddof=1))
+    if len({*each}) == 1:
+        return {"each": each, "mean": mean, "std": 0.0, "low": None, "high": None}
     half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std * math.sqrt(1 / n + overlap)
     low, high = mean - half, mean + half
     if is_share:

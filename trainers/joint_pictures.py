@@ -72,7 +72,9 @@ def folds(accuracy: dict[str, Any], path: Path) -> None:
     each = [100 * value for value in accuracy["each"]]
     figure = new_figure(6.4, 3.2)
     axes = figure.subplots()
-    axes.axhspan(100 * accuracy["low"], 100 * accuracy["high"], color="#1f77b4", alpha=0.15, lw=0)
+    if accuracy["low"] is not None:
+        band = 100 * accuracy["low"], 100 * accuracy["high"]
+        axes.axhspan(*band, color="#1f77b4", alpha=0.15, lw=0)
     axes.axhline(100 * accuracy["mean"], color="#1f77b4", lw=1.5)
     axes.plot(range(1, len(each) + 1), each, "o", color="#333333")
     axes.set(xlabel="fold", ylabel="accuracy, %", xticks=range(1, len(each) + 1))

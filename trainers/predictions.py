@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from datasets.errors import UserError, first_line
 from datasets.storage import write_atomically
-from pipeline.stream import Images
-from trainers.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from pipeline.stream import Images
+    from trainers.evaluate import Evaluation
 
 PREDICTIONS = "predictions.parquet"
 
@@ -79,7 +82,7 @@ def read_predictions(path: Path, n_classes: int) -> Predictions:
     except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as err:
         reason = first_line(err)
         raise UserError(
-            f"{path}: cannot be read as predictions: {reason}; the same `pipeline train` with "
-            "--resume writes it anew"
+            f"{path}: cannot be read as predictions: {reason}; the same command with --resume "
+            "writes it anew"
         ) from err
     return Predictions(ids, labels, guesses, probabilities)

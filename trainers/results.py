@@ -10,11 +10,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 
 from datasets.errors import UserError
-from datasets.schema import canonical_json
+from datasets.schema import as_utf8, canonical_json
 from datasets.storage import write_atomically
 from pipeline.stream import Images
 from trainers import pictures
@@ -98,8 +99,8 @@ def finish(
     source, shown = data.test or data.validation
     found = evaluate([predictor(model, data.shape)], source, shown)
     result = {
-        **figures(found, data.evaluated),
         "val_accuracy": epochs[best_epoch(epochs) - 1 if config.patience else -1]["val_accuracy"],
+        **figures(found, data.evaluated),
         "epochs": len(epochs),
         **({"best_epoch": best_epoch(epochs)} if config.patience else {}),
         "seconds": round(features_seconds + sum(epoch["seconds"] for epoch in epochs), 3),
@@ -113,7 +114,7 @@ def finish(
     pictures.curves(epochs, out / "curves.png")
     draw(found, data, out)
     run_report(out, result, found, data.classes, epochs)
-    write_atomically(out / RESULT, canonical_json(result).encode())
+    write_atomically(out / RESULT, as_utf8(canonical_json(result)))
     return result
 
 
@@ -138,13 +139,20 @@ def finish_ensemble(
     result = figures(found, data.evaluated) | {"members": [member.name for member in members]}
     draw(found, data, out)
     ensemble_report(out, result, found, data.classes, members)
-    write_atomically(out / RESULT, canonical_json(result).encode())
+    write_atomically(out / RESULT, as_utf8(canonical_json(result)))
     return result
 
 
 def is_whole(out: Path) -> bool:
-    """Whether a run was finished, and nothing that others read of it is gone since."""
-    return all((out / name).is_file() for name in (MODEL, PREDICTIONS, HISTORY, RESULT))
+    """Whether a run was finished, and what others read of it is there and can be read."""
+    try:
+        n_classes = len(read_config(out)["run"].get("classes", ()))
+        read_result(out)
+        read_history(out)
+        read_predictions(out / PREDICTIONS, n_classes)
+    except UserError:
+        return False
+    return is_zipfile(out / MODEL)
 
 
 @dataclass(frozen=True)
@@ -218,8 +226,7 @@ def read_result(path: Path) -> dict[str, Any]:
         return {**result, **named, "n": result["n"]}
     except (OSError, ValueError, LookupError, TypeError) as err:
         raise UserError(
-            f"{path / RESULT}: is missing or damaged; the same `pipeline train` with --resume "
-            "writes it anew"
+            f"{path / RESULT}: is missing or damaged; the same command with --resume writes it anew"
         ) from err
 
 

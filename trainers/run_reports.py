@@ -126,7 +126,11 @@ def crossval_report(
     accuracy, loss = result["accuracy"], result["loss"]
     figures = {
         "accuracy": percent(accuracy["mean"]),
-        "95 % interval": f"{percent(accuracy['low'])} to {percent(accuracy['high'])}",
+        "95 % interval": (
+            "none: all folds are equal"
+            if accuracy["low"] is None
+            else f"{percent(accuracy['low'])} to {percent(accuracy['high'])}"
+        ),
         "deviation of folds": percent(accuracy["std"]),
         "loss": f"{loss['mean']:.4f}",
         "folds": str(result["folds"]),

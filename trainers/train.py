@@ -20,7 +20,7 @@ from datasets.commit import (
 )
 from datasets.errors import EnvironmentFailed, ImageError, OutputError, SourceError, UserError
 from datasets.manifest import sha256_text
-from datasets.schema import canonical_json
+from datasets.schema import as_utf8, canonical_json
 from datasets.storage import write_atomically
 from pipeline.job import differences
 from pipeline.report import Report, duration
@@ -176,7 +176,7 @@ def begin_whole(config: TrainConfig, file: str, parts: Any, what: str) -> None:
     Raises: OutputError if the folder holds anything else, or --resume is missing.
     """
     refuse_another_whole(config, file, parts, what)
-    write_atomically(config.out / file, canonical_json(parts).encode())
+    write_atomically(config.out / file, as_utf8(canonical_json(parts)))
 
 
 def refuse_another_whole(config: TrainConfig, file: str, parts: Any, what: str) -> None:
@@ -184,7 +184,7 @@ def refuse_another_whole(config: TrainConfig, file: str, parts: Any, what: str) 
     make_folder(out)
     if any(out.iterdir()) and not (out / file).is_file():
         raise OutputError(f"{out}: exists and is no {what}; choose another --out")
-    if (out / file).is_file() and (out / file).read_text() != listed:
+    if (out / file).is_file() and (out / file).read_bytes() != as_utf8(listed):
         raise OutputError(f"{out}: is another {what}; choose another --out")
     if (out / file).is_file() and not config.resume:
         raise OutputError(f"{out}: holds this {what}; go on with --resume, or choose another --out")
@@ -318,7 +318,7 @@ def prepare_run(config: TrainConfig, data: Data) -> bool:
             earlier = [*earlier, stored["run"]]
         found_at["command"] = stored["command"] or found_at["command"]  # the one that began it
     stored = {"run": known, "origin": found_at, "earlier": earlier}
-    write_atomically(out / CONFIG, canonical_json(stored).encode())
+    write_atomically(out / CONFIG, as_utf8(canonical_json(stored)))
     return not is_new and (out / STATE).is_file()
 
 

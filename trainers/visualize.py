@@ -66,7 +66,8 @@ def visualize(config: VisualizeConfig, report: Report) -> str:
     beside = config.path if config.path.is_dir() else config.path.parent
     lines = []
     for name, sheet in sheets.items():
-        file = re.sub(r"[^\w.-]", "-", name)  # a layer of a model inside has a slash
+        # A layer of a model inside has a slash.
+        file = re.sub(r"[^\w.-]", "-", name.replace("/", "--"))
         path = (config.out or beside / "pictures") / f"{file}.png"
         draw(sheet, path)
         lines.append(f"{path}: {sheet.title}")
