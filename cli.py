@@ -530,7 +530,10 @@ def main(log_format: str | None = None) -> NoReturn:
         check_packages()
         raise SystemExit(app(standalone_mode=logs == "text"))
     except Stopped as err:  # only here, when no progress bar would wipe the line away
-        message = "stopped; the same command goes on from there (trainings: with --resume)"
+        is_training = {"train", "crossval", "ablate"} & {*sys.argv[1:2]}
+        message = (
+            f"stopped; the same command goes on from there{' with --resume' * bool(is_training)}"
+        )
         tell_error(logs, message, int(err.code or 0))
         raise
     except UserError as err:

@@ -70,6 +70,14 @@ def open_source(dataset: str, data_dir: Path) -> Source:
     raise SourceError(f"--dataset {dataset}: neither a known name nor a path that exists; {hint}")
 
 
+def whereabouts(dataset: str) -> str:
+    """What another process, in another folder, finds it by: a known name or a URL as it is, of all
+    else the absolute path."""
+    if dataset in CATALOG or storage.is_object(storage.place(dataset)):
+        return dataset
+    return str(Path(dataset).expanduser().resolve())
+
+
 def open_objects(place: Path) -> Source:
     """What lies at an URL: a list, published shards, shards, or class folders.
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets import images
-from datasets.catalog import open_source
+from datasets import images, storage
+from datasets.catalog import CATALOG, open_source
 from datasets.errors import Damaged, ImageError, UserError, first_line
 from datasets.fingerprint import fingerprint, scan
 from datasets.formats import FORMATS
@@ -18,7 +18,8 @@ from datasets.images import MAX_PIXELS
 from datasets.manifest import Manifest, damages, mended, read_manifest
 from datasets.schema import Rows, Schema
 from datasets.source import sample_keys
-from datasets.versions import reading
+from datasets.versions import output_of, reading
+from pipeline.history import LINES, read_lines
 from pipeline.job import Job, probe, read_policy
 from pipeline.plan import choose_samples
 from pipeline.rng import MAX_COPY
@@ -103,7 +104,7 @@ def check_deep(folder: Path, manifest: Manifest, dataset: str | None, data_dir: 
     try:
         if probe() != manifest.probe:
             raise UserError("its machine computed other pixels than this one does")
-        n_same = recompute(kept, job, schema, dataset or job.dataset, data_dir)
+        n_same = recompute(kept, job, schema, dataset or source_of(folder, manifest), data_dir)
     except UserError as err:
         if isinstance(err, Damaged):
             raise
@@ -114,6 +115,24 @@ def check_deep(folder: Path, manifest: Manifest, dataset: str | None, data_dir: 
             ) from err
         return f"{line}; NOT compared with the source: {err}"
     return f"{line}; {n_same} rows made again from the source are equal"
+
+
+def source_of(folder: Path, manifest: Manifest) -> str:
+    """Where the log beside an output says that its source lies, else a known data set.
+
+    Raises: UserError if nothing does.
+    """
+    out = output_of(folder)
+    records = [] if storage.is_object(out) else read_lines(out.with_name(f"{out.name}{LINES}"))
+    for record in reversed(records):
+        place = str(record.get("dataset"))
+        is_its = record.get("job_sha256") == manifest.job_sha256
+        if is_its and (place in CATALOG or Path(place).exists()):
+            return place
+    name = str(manifest.job["dataset"])
+    if name in CATALOG and not records:
+        return name
+    raise UserError(f"{name} does not lie where it did; say where as --dataset")
 
 
 def chosen_rows(folder: Path, manifest: Manifest) -> set[tuple[str, int]]:

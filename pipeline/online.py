@@ -17,7 +17,7 @@ import numpy as np
 
 from datasets.blocks import block_of, count_blocks
 from datasets.catalog import open_source
-from datasets.errors import EnvironmentFailed, SourceError, UserError
+from datasets.errors import EnvironmentFailed, UserError
 from datasets.fingerprint import fingerprint, scan
 from datasets.source import Listing, Source, check_listing
 from pipeline import preview
@@ -25,7 +25,12 @@ from pipeline.callbacks import callbacks
 from pipeline.library_ops import LibraryStage
 from pipeline.opencv_kernel import augment_batch, margin, prepare
 from pipeline.pixels import NOT_READ, Pixels, load_pixels
-from pipeline.plan import AugmentConfig, choose_samples, refuse_too_many_bad
+from pipeline.plan import (
+    AugmentConfig,
+    choose_samples,
+    refuse_too_many_bad,
+    refuse_unreadable,
+)
 from pipeline.policy import Policy, refuse_library_ops, resolve_policy
 from pipeline.report import Report, duration
 from pipeline.rng import MAX_COPY
@@ -138,8 +143,7 @@ def open_split(
     samples = choose_samples(listing, [config.split], config.limit)[config.split]
     with report.progress(len(samples), "reading") as progress:
         found = scan(source, samples, progress.advance)
-    if not found.shapes.any():
-        raise SourceError(f"{config.dataset}: not one of its files is an image that can be read")
+    refuse_unreadable(config.dataset, {config.split: samples}, {config.split: found})
     shape = common_shape({config.split: found}, config.image_size)
     if shape is None:
         raise UserError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from datasets import storage
 from datasets.blocks import limited
-from datasets.catalog import CATALOG, open_source
+from datasets.catalog import CATALOG, open_source, whereabouts
 from datasets.commit import partial_folder, unfinished_runs
 from datasets.errors import NotCommitted, SourceError, UserError
 from datasets.fingerprint import Scan, fingerprint
@@ -106,6 +106,7 @@ class Plan:
     out: Path
     ignored: tuple[str, ...]
     is_published: bool
+    dataset: str  # where the source lies, as `whereabouts` says it
     # The output that stood in its place, the version before it or else an unfinished run.
     base: Base | None = None
 
@@ -152,9 +153,10 @@ def choose_splits(config: AugmentConfig, listing: Listing) -> dict[str, int]:
     if not config.eval_splits and config.split != "all":
         chosen = {config.split: config.copies}
     if not any(len(listing.splits[s]) for s in chosen if config.split in (s, "all")):
+        others = ", ".join(f"{len(part):,} in {s}" for s, part in listing.splits.items())
         raise UserError(
-            f"--split {config.split}: {config.dataset} has no image in it; add some, or choose "
-            "another split"
+            f"--split {config.split}: {config.dataset} has no image in it ({others}); add some, or "
+            "choose another split, or all"
         )
     return chosen
 
@@ -256,8 +258,7 @@ def make_plan(
             lambda n_new: coming or begin(n_samples, n_new),
             report.say,
         )
-    if not any(scanned.shapes.any() for scanned in scans.values()):
-        raise SourceError(f"{config.dataset}: not one of its files is an image that can be read")
+    refuse_unreadable(config.dataset, samples, scans)
     shape = common_shape(scans, config.image_size)
     encoding = resolve_encoding(config.encoding, shape)
     if config.quality is not None and encoding != "jpeg":
@@ -286,8 +287,35 @@ def make_plan(
         version=version("augmentation-pipeline"),
     )
     return Plan(
-        job, listing.classes, source, samples, scans, out, listing.ignored, is_published, base
+        job=job,
+        classes=listing.classes,
+        source=source,
+        samples=samples,
+        scans=scans,
+        out=out,
+        ignored=listing.ignored,
+        is_published=is_published,
+        dataset=whereabouts(config.dataset),
+        base=base,
     )
+
+
+def refuse_unreadable(dataset: str, samples: dict[str, Samples], scans: dict[str, Scan]) -> None:
+    """Raises: SourceError, with one of the reasons, if there is no image that can be read."""
+    if any(found.shapes.any() for found in scans.values()):
+        return
+    reasons = (
+        (samples[split].ids[i], why)
+        for split, found in scans.items()
+        for i, why in sorted(found.errors.items())
+    )
+    if first := next(reasons, None):
+        n = sum(map(len, samples.values()))
+        raise SourceError(
+            f"{dataset}: not one of its {n:,} files is an image that can be read; the first is "
+            f"{first[0]}: {first[1]}"
+        )
+    raise SourceError(f"{dataset}: the split {' or '.join(scans)} has no image; add some")
 
 
 def tell_empty(dataset: str, listing: Listing, report: Report) -> None:

@@ -156,6 +156,7 @@ def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> She
         known = ", ".join(sorted({r.split for r in filled}))
         raise UserError(f"--split {split}: {folder} has {known}")
     found: dict[str, dict[int, tuple[Tile, int]]] = {}
+    names = job.schema(tuple(manifest.classes)).params  # in the order of the policy
     for record in shards:
         for rows in FORMATS[job.format].read(folder / record.name):
             if rows.copy > n_copies:
@@ -170,7 +171,7 @@ def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> She
                     raise Damaged(
                         f"{folder / record.name}: {sample_id}: {err}; {mended(folder)}"
                     ) from err
-                values = {name: float(column[i]) for name, column in rows.params.items()}
+                values = {n: float(rows.params[n][i]) for n in names if n in rows.params}
                 text = caption(values, rows.library[i] if rows.library else None)
                 tile = Tile(image, text if rows.copy else "original")
                 found.setdefault(sample_id, {})[rows.copy] = (tile, int(rows.labels[i]))
@@ -179,10 +180,10 @@ def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> She
     labels = [next(iter(tiles.values()))[1] for tiles in found.values()]
     if not {*labels} <= {*range(len(manifest.classes))}:
         raise Damaged(f"{folder}: has labels without a class; {mended(folder)}")
-    names = [manifest.classes[label] for label in labels]
+    classes = [manifest.classes[label] for label in labels]
     copies = sorted({copy for tiles in found.values() for copy in tiles})
     grid = [[tiles[copy][0] for copy in copies] for tiles in found.values()]
-    return Sheet(f"{folder.name}, {split}: {job.policy}", names, copies, grid)
+    return Sheet(f"{folder.name}, {split}: {job.policy}", classes, copies, grid)
 
 
 def refuse_other_names(out: Path) -> None:

@@ -65,6 +65,7 @@ def recorded(plan: Plan, summary: Summary, report: Report) -> Summary:
         "exit_code": 0,
         "host": os.uname().nodename,
         "command": sys.argv,
+        "dataset": plan.dataset,
         "job_sha256": plan.job_sha256,
         "rows": summary.rows,
         "bytes": summary.n_bytes,

@@ -16,7 +16,7 @@ from datasets.folder import Folder
 from datasets.images import encode
 from datasets.listing import ListFile
 from datasets.source import Source, check_listing, is_held_out
-from tests.running import write_photos
+from tests.running import run, write_photos
 from tests.test_folders import PNG, classes_of, splits_of, write_files
 
 ROWS = [("a.png", "10", "train"), ("sub/b.png", "2", "val"), ("c.png", "10", "test")]
@@ -86,6 +86,14 @@ def test_the_case_of_a_split_and_the_space_around_it_do_not_matter(tmp_path: Pat
     }
     listing = check_listing("list", write_list(tmp_path, "csv", columns).listing())
     assert splits_of(listing) == {"train": {"a", "b", "c"}, "test": {"d"}}
+
+
+def test_where_nothing_can_be_read_the_first_reason_is_told(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,label,split\nnone.png,a,train\n")
+    for command in ("augment", "train"):
+        job = (command, "--dataset", tmp_path / "list.csv", "--out", tmp_path / "out")
+        said = run(*job, code=2).stderr
+        assert "the first is none.png: cannot be read: No such file or directory" in said
 
 
 def test_an_absolute_path_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -110,6 +110,8 @@ def test_a_source_that_is_gone_is_told_and_an_error_where_it_was_asked_for(tmp_p
     run("augment", "--dataset", photos, "--out", tmp_path / "out", "--workers", 0)
     again = run("verify", tmp_path / "out", "--deep", "--dataset", photos)
     assert "rows made again from the source are equal" in again.stdout
+    # The log beside the output says where its source lay.
+    assert run("verify", tmp_path / "out", "--deep").stdout == again.stdout
     shutil.rmtree(photos)
     assert "NOT compared with the source" in run("verify", tmp_path / "out", "--deep").stdout
     gone = run("verify", tmp_path / "out", "--deep", "--dataset", photos, code=2)

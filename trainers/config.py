@@ -10,10 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from datasets.catalog import CATALOG
+from datasets.catalog import whereabouts
 from datasets.errors import UserError
 from datasets.schema import as_utf8
-from datasets.storage import is_object, place
+from datasets.storage import is_object
 from pipeline.job import probe, versions
 from pipeline.plan import refuse_nesting
 from trainers.backbones import BACKBONES, weights_digest
@@ -196,11 +196,11 @@ def origin(config: TrainConfig) -> dict[str, Any]:
     """Where the data was found, for `pipeline evaluate`; another place may hold the same data. And
     the command that repeats the run from its start."""
     augment, offline = config.data.augment, config.data.offline
-    data = str(offline or augment.dataset)
-    if (offline or data not in CATALOG) and not is_object(place(data)):
-        data = str(Path(data).expanduser().resolve())
+    at = whereabouts(augment.dataset)
+    if offline:
+        at = str(offline if is_object(offline) else offline.expanduser().resolve())
     return {
-        "dataset": data,
+        "dataset": at,
         "data_dir": str(augment.data_dir.expanduser().resolve()),
         "image_size": None if offline else augment.image_size,
         "limit": None if offline else augment.limit,

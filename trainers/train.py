@@ -102,7 +102,8 @@ def train_beside(config: TrainConfig, data: Data, report: Report) -> dict[str, A
     out, known = config.out, canonical_json(identity(config, data))
     partial = partial_folder(out, sha256_text(known))
     # Under its own name, which it tells of itself.
-    result = train_one(replace(config, out=partial / out.name, resume=True), data, report)
+    hidden = replace(config, out=partial / out.name, resume=True)
+    result = train_one(hidden, data, report, final=out)
     out.rename(replaced_folder(partial))
     (partial / out.name).rename(out)
     for path in partial_folders(out):  # those of other nights too, that nobody would go on with
@@ -239,9 +240,12 @@ def tell(out: Path, result: dict[str, Any], how: str, report: Report) -> None:
     )
 
 
-def train_one(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]:
+def train_one(
+    config: TrainConfig, data: Data, report: Report, final: Path | None = None
+) -> dict[str, Any]:
     """One network, from its first epoch or its last state to a complete run folder.
 
+    final: Where it will stand, if not there.
     Raises: OutputError if the folder holds another run; UserError for batches smaller than --gpus.
     """
     import keras
@@ -295,7 +299,7 @@ def train_one(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]
             )
     result = finish(config, data, model, history, features_seconds)
     took = duration(time.monotonic() - started)
-    tell(config.out, result, f"{len(history.epochs)} epochs, {took}", report)
+    tell(final or config.out, result, f"{len(history.epochs)} epochs, {took}", report)
     return result
 
 
