@@ -524,7 +524,8 @@ def main(log_format: str | None = None) -> NoReturn:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # by `nohup`
             signal.signal(number, stop)
     # A name that standard output has no letters for must not end what is done otherwise.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     logs = log_format or asked_log_format(sys.argv)
     try:
         check_packages()

@@ -269,7 +269,7 @@ def remove(path: Path) -> None:
         files = file_system(path)
         with suppress(FileNotFoundError), failures(path):
             names = sorted(files_below(path))
-            shards = [f"{key(path)}/{name}" for name in names if name[0] not in "._"]
+            shards = [f"{key(path)}/{name}" for name in names if name[:1] not in "._"]
             if shards:
                 files.rm(shards)
             files.rm(key(path), recursive=True)

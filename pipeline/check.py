@@ -124,15 +124,13 @@ def source_of(folder: Path, manifest: Manifest) -> str:
     """
     out = output_of(folder)
     records = [] if storage.is_object(out) else read_lines(out.with_name(f"{out.name}{LINES}"))
-    for record in reversed(records):
-        place = str(record.get("dataset"))
-        is_its = record.get("job_sha256") == manifest.job_sha256
-        if is_its and (place in CATALOG or Path(place).exists()):
-            return place
+    its = [one for one in records if one.get("job_sha256") == manifest.job_sha256]
+    places = [str(one["dataset"]) for one in reversed(its) if "dataset" in one]
     name = str(manifest.job["dataset"])
-    if name in CATALOG and not records:
-        return name
-    raise UserError(f"{name} does not lie where it did; say where as --dataset")
+    for place in places or [name]:
+        if place in CATALOG or (places and Path(place).exists()):
+            return place
+    raise UserError(f"{name} is not where it was, or nothing says where; give it as --dataset")
 
 
 def chosen_rows(folder: Path, manifest: Manifest) -> set[tuple[str, int]]:
@@ -140,7 +138,7 @@ def chosen_rows(folder: Path, manifest: Manifest) -> set[tuple[str, int]]:
     all shards, so that of many shards each is met elsewhere, and all copies are."""
     reader = FORMATS[manifest.job["format"]]
     ends = np.cumsum([record.rows for record in manifest.shards])
-    n_rows = int(ends[-1])
+    n_rows = sum(record.rows for record in manifest.shards)
     rows = np.unique(np.linspace(0, n_rows - 1, min(RECOMPUTED, n_rows), dtype=np.int64))
     shards = np.searchsorted(ends, rows, side="right")
     chosen: set[tuple[str, int]] = set()

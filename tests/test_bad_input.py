@@ -93,7 +93,7 @@ def test_a_folder_with_classes_but_no_images(tmp_path: Path) -> None:
         ("path,label\n", "has no rows"),
         ("", "has no rows"),
         ("path,label\na.png,1\na.png,2\n", "sample id 'a.png' appears"),
-        ("path,label\nmissing.png,1\n", "not one of its files is an image"),
+        ("path,label\nmissing.png,1\n", "not one of its 1 files is an image"),
     ],
 )
 def test_a_list_with_a_mistake(tmp_path: Path, content: str, expected: str) -> None:

@@ -71,7 +71,7 @@ def test_test_time_augmentation_adds_copies_and_several_models_are_averaged() ->
 def test_evaluate_tells_what_runs_are_worth_alone_and_together(tmp_path: Path) -> None:
     run(*JOB, "--ensemble", 2, "--out", tmp_path)
     first, second = (tmp_path / f"member-{i}" for i in range(2))
-    one, two, both = run("evaluate", first, second).stdout.splitlines()
+    one, two, both = run("evaluate", tmp_path).stdout.splitlines()
     accuracy = json.loads((first / "result.json").read_text())["test_accuracy"]
     assert one.startswith(f"{first}: accuracy ")
     assert two.startswith(f"{second}: accuracy ")
@@ -148,7 +148,7 @@ def test_a_data_set_with_other_classes_is_refused(tmp_path: Path) -> None:
     assert "knows other classes than the data set ('dog' where that has 'cow')" in message
 
 
-@pytest.mark.parametrize("side", [8, 0])  # 0: of any size
+@pytest.mark.parametrize("side", [pytest.param(8, marks=pytest.mark.slow), 0])  # 0: of any size
 def test_models_made_elsewhere_are_evaluated_by_their_own_probabilities(
     side: int, tmp_path: Path
 ) -> None:

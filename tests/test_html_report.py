@@ -128,6 +128,7 @@ def test_figures_are_those_of_the_result(hostile: tuple[Path, list[str]]) -> Non
         assert re.search(rf"{re.escape(name)}\d+{100 * share:.1f} %", page.text)
 
 
+@pytest.mark.slow
 def test_reports_of_an_ensemble_name_the_command_of_the_whole(tmp_path: Path) -> None:
     job = ["train", "--limit", "200", "--epochs", "1", "--model", "textbook", "--quiet"]
     job += ["--ensemble", "2", "--seed", "7", "--out", str(tmp_path / "two")]

@@ -197,7 +197,10 @@ def test_photos_keep_their_shape_and_library_ops_are_shown(tmp_path: Path) -> No
         (("--dataset", "photos", "--split", "val"), "--split val: .*photos has train, test"),
         (("out", "--split", "test"), "--split test: .*out has train$"),
         (("photos",), "photos: no _manifest.json, so not an output of `pipeline augment`"),
-        (("--out", "sheet.jpg"), "--out sheet.jpg: expected a name that ends with .png$"),
+        (
+            ("--out", "sheet.jpg"),
+            "--out sheet.jpg: expected the name of a file on a disk that ends with .png$",
+        ),
     ],
 )
 def test_what_cannot_be_shown_is_told_in_one_line(

@@ -22,7 +22,7 @@ from trainers.data import DataConfig, open_data
 SLOW = pytest.mark.slow
 SMALL = ("--limit", 200, "--threads", 2)
 QUICK = (*SMALL, "--model", "textbook")  # its graph is made in half the time
-JOB = ("train", *SMALL, "--epochs", 3, "--dropout", 0.2, "--quiet")
+JOB = ("train", *QUICK, "--batch-norm", "--epochs", 3, "--dropout", 0.2, "--quiet")
 POLICY = "shift()|rotate()|brightness()|albumentations.GaussNoise(p=0.5)"
 
 
@@ -51,7 +51,7 @@ def test_shards_and_the_online_path_give_the_same_losses_and_weights(
     augment = ("augment", "--limit", 200, "--copies", 2, "--seed", 4, "--policy", POLICY)
     run(*augment, "--format", form, "--workers", 0, "--out", tmp_path / "shards")
     # Three epochs of two copies: the third shows copy 1 again, which online would be copy 3.
-    job = ("train", *SMALL, "--epochs", 2, "--seed", 3, "--dropout", 0.2, "--quiet")
+    job = ("train", *QUICK, "--batch-norm", "--epochs", 2, "--seed", 3, "--dropout", 0.2, "--quiet")
     run(*job, "--augment-seed", 4, "--policy", POLICY, "--out", tmp_path / "online")
     shards = [o for o in job if o not in ("--limit", 200)]
     run(*shards, "--offline", tmp_path / "shards", "--out", tmp_path / "offline")
@@ -226,7 +226,7 @@ np.testing.assert_allclose(*guesses, rtol=1e-2, atol=1e-2)
 """
 
 
-@pytest.mark.parametrize("model", ["cnn", pytest.param("textbook", marks=SLOW)])
+@pytest.mark.parametrize("model", [pytest.param("cnn", marks=SLOW), "textbook"])
 def test_two_replicas_learn_what_one_learns(model: str) -> None:
     run_script(REPLICAS, model)
 
@@ -260,6 +260,7 @@ for array, again in zip(*found, strict=True):
 """
 
 
+@pytest.mark.slow
 def test_what_is_learned_does_not_depend_on_which_thread_is_first() -> None:
     """Of images of 32 pixels, which showed it where digits did not."""
     run_script(REPEATED)

@@ -25,7 +25,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 @pytest.mark.parametrize(
     ("mode", "n_learning"),
-    [("freeze", 0), ("two-phase", 2), pytest.param("fine-tune", 5, marks=pytest.mark.slow)],
+    [
+        pytest.param("freeze", 0, marks=pytest.mark.slow),
+        ("two-phase", 2),
+        pytest.param("fine-tune", 5, marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_frozen_stays_as_it_is(
     mode: str, n_learning: int, photos: Path, weights: Path, tmp_path: Path
