@@ -114,10 +114,20 @@ def train(
     run(config, ensemble, Report(quiet=quiet, log_format=log_format.value))
 
 
+def apart(config: TrainConfig, context: typer.Context) -> TrainConfig:
+    """The same, in a folder beside that of a single training, unless --out names one."""
+    from dataclasses import replace
+
+    if context.params["out"] is not None:
+        return config
+    return replace(config, out=config.out.with_name(f"{config.out.name}-{context.info_name}"))
+
+
 @app.command()
 @with_options_of(training)
 def crossval(
     config: TrainConfig,
+    context: typer.Context,
     folds: Annotated[
         int, typer.Option(min=2, max=1000, help="So many parts, each tested once.")
     ] = 5,
@@ -129,13 +139,14 @@ def crossval(
     from trainers.crossval import crossval as run
 
     report = Report(quiet=quiet, log_format=log_format.value)
-    report.result(run(config, folds, report))
+    report.result(run(apart(config, context), folds, report))
 
 
 @app.command()
 @with_options_of(training)
 def ablate(
     config: TrainConfig,
+    context: typer.Context,
     seeds: Annotated[
         int, typer.Option(min=1, max=100, help="Trainings of each, with the seeds that follow.")
     ] = 3,
@@ -151,7 +162,7 @@ def ablate(
 
     at_once = len(os.sched_getaffinity(0)) // config.threads
     report = Report(quiet=quiet, log_format=log_format.value)
-    report.result(run(config, seeds, scheduler, at_once, report))
+    report.result(run(apart(config, context), seeds, scheduler, at_once, report))
 
 
 @app.command()

@@ -11,10 +11,12 @@ from typing import Any, cast
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+import cli
 from datasets.errors import UserError
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
@@ -25,6 +27,7 @@ from trainers.crossval import fold_data, folds_of
 from trainers.data import DataConfig, open_data, origins_of
 from trainers.intervals import in_percent, spread
 from trainers.models import ModelConfig
+from trainers.options import training
 
 SMALL = ("--limit", 150, "--threads", 2, "--epochs", 1, "--quiet", "--folds", 2)
 
@@ -183,3 +186,10 @@ def test_a_fold_is_part_of_a_run(tmp_path: Path) -> None:
     (first / "result.json").write_text("{")  # of a part that is damaged the run makes it anew
     run("crossval", *SMALL, "--resume", "--out", tmp_path / "cv")
     assert json.loads((first / "result.json").read_text())["test_loss"] == found["test_loss"]
+
+
+@pytest.mark.parametrize(("out", "name"), [(None, "digits-crossval"), ("runs/digits", "digits")])
+def test_by_default_it_has_a_folder_of_its_own(out: str | None, name: str) -> None:
+    context = typer.Context(typer.main.get_command(cli.app), info_name="crossval")
+    context.params["out"] = out
+    assert cli.apart(training(out=out and Path(out)), context).out.name == name

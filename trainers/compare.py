@@ -58,7 +58,10 @@ def compare(paths: Sequence[Path], out: Path, report: Report) -> str:
             except (UserError, ImageError, OSError) as err:
                 found["left_out"] = f"{CHANGED} is left out: {' '.join(str(err).split())}"
             else:
-                files[CHANGED] = as_png(lambda path: joint_pictures.changes(title, sides, path))
+                if any(tiles for _, tiles in sides):
+                    files[CHANGED] = as_png(lambda path: joint_pictures.changes(title, sides, path))
+                else:
+                    found["left_out"] = f"{CHANGED} is left out: the same images are right in both"
             write(place, {FIGURES: as_utf8(canonical_json(found)), **files})
     except OSError as err:
         raise EnvironmentFailed(

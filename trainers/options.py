@@ -211,7 +211,12 @@ def training(
     ] = 1,
     out: Annotated[
         Path | None,
-        typer.Option(parser=on_disk, metavar="PATH", help="Run folder.", show_default="runs/NAME"),
+        typer.Option(
+            parser=on_disk,
+            metavar="PATH",
+            help="Run folder.",
+            show_default="runs/NAME, or runs/NAME-COMMAND",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where this run stopped.")] = False,
     inexact: Annotated[
