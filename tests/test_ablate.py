@@ -88,7 +88,9 @@ def test_library_ops_are_left_out_by_themselves() -> None:
         assert not any("GaussNoise" in step["op"] for step in applied)
 
 
-@pytest.mark.parametrize("name", ["cnn", "textbook", "MobileNet"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("cnn", marks=pytest.mark.slow), "textbook", "MobileNet"]
+)
 def test_initial_weights_depend_on_the_seed_alone(name: str) -> None:
     """Not on dropout or batch normalization, nor on what else draws in this process."""
     found = []

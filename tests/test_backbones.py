@@ -52,12 +52,8 @@ def test_pixels_are_prepared_as_keras_prepares_them(name: str) -> None:
     assert_allclose(np.asarray(found), want, atol=1e-5)
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    "name", [name if name == "MobileNet" else pytest.param(name, marks=SLOW) for name in BACKBONES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_learns_is_saved_and_predicts_the_same(name: str, tmp_path: Path) -> None:
     import keras
     import tensorflow as tf

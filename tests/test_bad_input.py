@@ -362,7 +362,10 @@ def test_an_input_that_kills_the_decoder_is_quarantined_and_costs_no_other(
     assert len(ids) == n - 1
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)],
+)
 def test_an_interrupted_run_says_so_and_goes_on(tmp_path: Path, sent: int, code: int) -> None:
     job, out = ("augment", "--copies", 200, "--workers", 2), tmp_path / "out"
     process = subprocess.Popen(

@@ -16,7 +16,7 @@ from tests.running import run, tree_hash, write_photos
 JOB = ("augment", "--limit", "500", "--copies", "2", "--block-samples", "64")
 
 
-@pytest.mark.parametrize("form", ["parquet", "tfrecord"])
+@pytest.mark.parametrize("form", ["parquet", pytest.param("tfrecord", marks=pytest.mark.slow)])
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, form: str) -> None:
     hashes = []
     for n in (0, 1, 2, 4):

@@ -188,6 +188,7 @@ def test_an_archive_that_grows_a_thousandfold_is_never_written(tmp_path: Path) -
     assert [p.name for p in tmp_path.iterdir()] == ["a.tar.gz"]
 
 
+@pytest.mark.slow
 def test_an_archive_of_countless_empty_files_is_stopped(tmp_path: Path) -> None:
     members = [(f"birds/{i}", tarfile.REGTYPE, 0, "") for i in range(25_000)]
     with pytest.raises(EnvironmentFailed, match="its members take more than 1"):

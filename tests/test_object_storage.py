@@ -67,7 +67,7 @@ def is_tidy(folder: Path) -> bool:
     return not hidden
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=SLOW), 2])
 def test_an_output_in_object_storage_has_the_bytes_of_one_on_disk(
     server: Server, place: str, undisturbed: dict[str, str], workers: int
 ) -> None:
@@ -200,7 +200,7 @@ STEPS = {
     ("step", "when"),
     [
         ("record", "before"),
-        ("pointer", "after"),
+        pytest.param("pointer", "after", marks=SLOW),
         *(pytest.param(s, "before", marks=SLOW) for s in STEPS if s != "record"),
         *(pytest.param(s, "after", marks=SLOW) for s in ("shard", "success")),
     ],

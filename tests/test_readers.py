@@ -101,7 +101,9 @@ def test_hugging_face_gives_images_class_names_and_origin(
     assert all(close(a, b) for a, b in zip(seen, ours, strict=True))
 
 
-@pytest.mark.parametrize("encoding", ["raw", "jpeg", pytest.param("png", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "encoding", ["raw", *(pytest.param(e, marks=pytest.mark.slow) for e in ("jpeg", "png"))]
+)
 def test_tfds_gives_images_class_names_and_origin(
     tmp_path: Path, photos: Path, encoding: str
 ) -> None:

@@ -226,7 +226,8 @@ np.testing.assert_allclose(*guesses, rtol=1e-2, atol=1e-2)
 """
 
 
-@pytest.mark.parametrize("model", [pytest.param("cnn", marks=SLOW), "textbook"])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["cnn", "textbook"])
 def test_two_replicas_learn_what_one_learns(model: str) -> None:
     run_script(REPLICAS, model)
 
