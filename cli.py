@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from datasets.errors import Damaged, UserError, printable, system_failure
-from datasets.storage import on_disk, place
+from datasets.storage import local_path, place
 from datasets.storage_errors import failure
 from pipeline.options import (
     DATA_DIR,
@@ -222,7 +222,7 @@ def compare(
     ],
     out: Annotated[
         Path,
-        typer.Option(parser=on_disk, metavar="PATH", help="Folder for figures and pictures."),
+        typer.Option(parser=local_path, metavar="PATH", help="Folder for figures and pictures."),
     ] = Path("compare"),
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
@@ -274,7 +274,7 @@ def visualize(
     out: Annotated[
         Path | None,
         typer.Option(
-            parser=on_disk,
+            parser=local_path,
             metavar="PATH",
             help="Folder of the pictures.",
             show_default="pictures in or beside the model",
@@ -359,9 +359,9 @@ def preview(
     samples: Annotated[int, typer.Option(min=1, max=40, help="Samples to show.")] = 8,
     image_size: ImageSize = None,
     seed: Annotated[int | None, typer.Option(help="Augmentation seed.", show_default="0")] = None,
-    out: Annotated[Path, typer.Option(parser=on_disk, metavar="PATH", help="PNG to write.")] = Path(
-        "preview.png"
-    ),
+    out: Annotated[
+        Path, typer.Option(parser=local_path, metavar="PATH", help="PNG to write.")
+    ] = Path("preview.png"),
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:

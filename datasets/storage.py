@@ -72,7 +72,7 @@ def place(text: str | Path) -> Path:
     return found
 
 
-def on_disk(text: str | Path) -> Path:
+def local_path(text: str | Path) -> Path:
     """The path.
 
     Raises: UserError if it is a URL, which a plain path would take for a folder of that name.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,10 @@ def source_of(folder: Path, manifest: Manifest) -> str:
     its = [one for one in records if one.get("job_sha256") == manifest.job_sha256]
     places = [str(one["dataset"]) for one in reversed(its) if "dataset" in one]
     name = str(manifest.job["dataset"])
-    for place in places or [name]:
-        if place in CATALOG or (places and Path(place).exists()):
+    if not places and name in CATALOG:
+        return name
+    for place in places:
+        if place in CATALOG or os.path.exists(place):
             return place
     raise UserError(f"{name} is not where it was, or nothing says where; give it as --dataset")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import JobError, UserError, first_line, system_failure
+from datasets.storage import local_path
 from pipeline.job_schema import KEYS, PLACEHOLDER, Placeholder, job_model
 from pipeline.steps import Command, at_home
 
@@ -243,10 +244,12 @@ def checked(
 def folder_on_disk(path: Path, history: str) -> Path:
     """Raises: JobError if the records of runs cannot lie there: they need locks, and to be added
     to."""
-    folder = Path(at_home(history))
-    if "://" in history or (folder.exists() and not folder.is_dir()):
-        found = "object storage" if "://" in history else "a file"
-        raise refused(path, [f"history: {history} is {found}, expected a folder on a disk"])
+    try:
+        folder = local_path(at_home(history))
+    except UserError as err:
+        raise refused(path, [f"history: {err}"]) from None
+    if folder.exists() and not folder.is_dir():
+        raise refused(path, [f"history: {history} is a file; expected a folder on a disk"])
     return folder
 
 

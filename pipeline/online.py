@@ -50,7 +50,7 @@ from pipeline.trial import try_out
 if TYPE_CHECKING:
     import tensorflow as tf
 
-BATCH, BATCH_BYTES = 256, 64 * 2**20  # images that are streamed together, and what they take
+BATCH, BATCH_BYTES = 256, 64 * 2**20  # at most, of images that are streamed together
 N_SHOWN, N_EPOCHS_SHOWN = 8, 6  # in the contact sheet: samples, and epochs of each
 
 
@@ -212,7 +212,10 @@ def augmented(stream: Stream, start: int, stop: int, engine: str) -> tf.data.Dat
 
 def stream_through(config: AugmentConfig, engine: str, report: Report) -> str:
     """Makes every image of `--copies` epochs and keeps none but a few for a contact sheet; says how
-    many a second that were."""
+    many a second that were.
+
+    Raises: UserError of each kind, before any work for what the options say.
+    """
     if engine == "tensorflow":
         refuse_library_ops(resolve_policy(config.policy, config.dataset))
     n_epochs = config.copies

@@ -133,19 +133,23 @@ ONLY_OFFLINE = (
 )
 
 
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether the command line has the option."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def refuse_offline_options(context: typer.Context) -> None:
     """Raises: UserError if one was given, which --online would not heed."""
     for name in ONLY_OFFLINE:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if is_given(context, name):
             option = "--" + name.replace("_", "-")
             raise UserError(f"--online: writes no shards; leave out {option}")
 
 
 def refuse_online_options(context: typer.Context) -> None:
     """Raises: UserError if --engine was given, which shards would not heed."""
-    source = context.get_parameter_source("engine")
-    if source is not None and source.name == "COMMANDLINE":
+    if is_given(context, "engine"):
         raise UserError("--engine: shards are OpenCV's; leave it out, or give --online")
 
 

@@ -165,7 +165,7 @@ def test_a_miniature_of_cub200_is_split_cropped_and_learned(
     ("options", "expected"),
     [
         (("--model", "cnn", "--mode", "freeze"), "--model cnn: learns from nothing; leave out"),
-        (("--weights", "imagenet"), "learns from nothing; leave out --weights, or choose"),
+        (("--weights", "imagenet"), "learns from nothing; leave out --weights, --alpha"),
         (("--model", "VGG16", "--alpha", 0.5), "--alpha 0.5: VGG16 has one width"),
         (("--model", "MobileNet", "--alpha", 0.3), "are for 0.25, 0.5, 0.75, 1; choose one"),
         (

@@ -24,7 +24,7 @@ from pipeline.preview import Tile
 from pipeline.report import Report
 from trainers import joint_pictures
 from trainers.comparison import figures, told
-from trainers.evaluate import EvaluateConfig, data_of, is_held_out
+from trainers.evaluate import EvaluateConfig, data_of, is_part_of_train, positions_of
 from trainers.results import Run, read_run
 
 FIGURES, TABLE, CURVES, CHANGED = "compare.json", "changed.csv", "curves.png", "changed.png"
@@ -196,12 +196,8 @@ def originals(run: Run, ids: list[str], report: Report) -> np.ndarray:
     """
     if not ids:
         return np.empty((0, 1, 1, 1), np.uint8)
-    split = "train" if is_held_out(run.result["split"], run.config) else "test"
+    split = "train" if is_part_of_train(run.result["split"], run.config) else "test"
     config = EvaluateConfig((run.path,), Path(), split=split, policy="none")
     data = replace(data_of(config, run.config), max_bad=1.0)  # what is gone of these is told
     source = open_images(data, "none", report)
-    positions = {source.ids[i]: i for i in source.usable.tolist()}
-    gone = next((name for name in ids if name not in positions), None)
-    if gone is not None:
-        raise UserError(f"{data.dataset}: no longer has the image {gone}")
-    return source.images(np.array([positions[name] for name in ids]), 0)
+    return source.images(positions_of(ids, source, data.dataset), 0)

@@ -87,6 +87,11 @@ def resolved(config: TrainConfig) -> TrainConfig:
     transfer, augment = model.transfer or TransferConfig(), data.augment
     is_frozen = transfer.mode == "freeze"
     epochs = chosen(config.epochs, FREEZE_EPOCHS if is_frozen else recipe.epochs)
+    if model.name not in BACKBONES and model.transfer is not None:
+        raise UserError(
+            f"--model {model.name}: learns from nothing; leave out --weights, --alpha, --mode and "
+            f"what goes with them, or choose one of {', '.join(BACKBONES)}"
+        )
     if model.name in BACKBONES:
         transfer = resolved_transfer(transfer, model.name, epochs, data.offline is not None)
         if is_frozen:

@@ -78,8 +78,9 @@ def crossval(config: TrainConfig, n_folds: int, report: Report) -> str:
         source, _ = data.validation
         folds = folds_of(source, n_folds, config.seed)
         listed = list_folds(source, folds)
-        # What lies in which fold also depends on the version of what makes them.
+        # All of them before the first is trained, in case one cannot be.
         parts = [fold_data(config, data, folds, fold, n_folds) for fold in range(n_folds)]
+        # What lies in which fold also depends on the version of what makes them.
         known = {"folds": n_folds, "sha256": hashlib.sha256(listed).hexdigest()}
         begin_whole(config, CROSSVAL, known, "cross-validation")
         write_atomically(out / FOLDS, listed)

@@ -246,11 +246,13 @@ def evaluate_runs(config: EvaluateConfig, report: Report) -> str:
     source, shown, what = images_of(config, paths, known, report)
     for path, model, config_of in zip(paths, models, known, strict=True):
         check_fits(path, model, config_of["run"], source)
-    each = iter([guess(predictor(one, source.shape), source, shown, config.tta) for one in models])
-    guesses = [[next(each) for _ in group] for group in groups]
+    guesses = {
+        path: guess(predictor(model, source.shape), source, shown, config.tta)
+        for path, model in zip(paths, models, strict=True)
+    }
 
-    def line(name: str, some: list[np.ndarray]) -> str:
-        found = evaluation(source, shown, np.mean(some, axis=0))
+    def line(name: str, some: list[Path]) -> str:
+        found = evaluation(source, shown, np.mean([guesses[path] for path in some], axis=0))
         worst = min(found.per_class, key=lambda c: found.per_class[c])
         return (
             f"{name}: accuracy {found.accuracy:.4f}, loss {found.loss:.4f} on "
@@ -259,20 +261,19 @@ def evaluate_runs(config: EvaluateConfig, report: Report) -> str:
         )
 
     lines = []
-    for path, group, found in zip(config.paths, groups, guesses, strict=True):
-        lines += [line(str(member), [one]) for member, one in zip(group, found, strict=True)]
+    for path, group in zip(config.paths, groups, strict=True):
+        lines += [line(str(member), [member]) for member in group]
         if len(group) > 1 and len(groups) > 1:
-            lines.append(line(f"{path}: its {len(group)} together", found))
+            lines.append(line(f"{path}: its {len(group)} together", group))
     if len(paths) > 1:
-        every = [one for found in guesses for one in found]
-        lines.append(line(f"the {len(paths)} together", every))
+        lines.append(line(f"the {len(paths)} together", paths))
     return "\n".join(lines)
 
 
 def images_of(
     config: EvaluateConfig, paths: list[Path], known: list[dict[str, Any]], report: Report
 ) -> tuple[Images, np.ndarray, str]:
-    """What models are evaluated on: images, positions of them, and what to call those.
+    """What models are evaluated on: images, (n,) positions of them, and what to call those.
 
     Raises: UserError if a run may have learned from some of them that the first one was tested on.
     """
@@ -291,18 +292,27 @@ def images_of(
                 "them one by one, or give --dataset"
             )
     asked = replace(config, split="train", limit=None)
-    source = open_images(data_of(asked, known[0]), "memory", report)
-    position = {source.ids[i]: i for i in source.usable.tolist()}
-    gone = next((name for name in own if name not in position), None)
-    if gone is not None:
-        raise UserError(f"{paths[0]}: its data set no longer has the image {gone}")
+    data = data_of(asked, known[0])
+    source = open_images(data, "memory", report)
     ids = [own[i] for i in limited(own, config.limit)]
     fold = known[0]["run"].get("fold")
     what = f"fold {fold}" if fold else "val"
-    return source, np.array([position[name] for name in ids]), what
+    return source, positions_of(ids, source, data.dataset), what
 
 
-def is_held_out(split: str, known: dict[str, Any]) -> bool:
+def positions_of(ids: Sequence[str], source: Images, dataset: str) -> np.ndarray:
+    """(n,) positions of n samples.
+
+    Raises: UserError if the data set no longer has one of them, or it cannot be used.
+    """
+    known = {source.ids[i]: i for i in source.usable.tolist()}
+    gone = next((name for name in ids if name not in known), None)
+    if gone is not None:
+        raise UserError(f"{dataset}: no longer has the image {gone}")
+    return np.array([known[name] for name in ids])
+
+
+def is_part_of_train(split: str, known: dict[str, Any]) -> bool:
     """Whether what a run was tested on, of which its result says that split, is part of the data
     set's train: validation where there is no test, and folds."""
     return split == "val" or bool(known["run"].get("fold"))
@@ -317,6 +327,6 @@ def held_out(path: Path, known: dict[str, Any]) -> list[str] | None:
         split = json.loads((path / RESULT).read_text())["split"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    if not is_held_out(split, known):
+    if not is_part_of_train(split, known):
         return None
     return read_predictions(path / PREDICTIONS, len(known["run"].get("classes", ()))).ids

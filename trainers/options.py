@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from datasets.errors import UserError
-from datasets.storage import on_disk, place
+from datasets.storage import local_path, place
 from pipeline.options import (
     DATA_DIR,
     Cache,
@@ -129,7 +129,7 @@ def training(
     features: Annotated[
         Path | None,
         typer.Option(
-            parser=on_disk,
+            parser=local_path,
             metavar="PATH",
             help="Of freeze: the folder under which features are kept; it may be removed.",
             show_default="features",
@@ -212,7 +212,7 @@ def training(
     out: Annotated[
         Path | None,
         typer.Option(
-            parser=on_disk,
+            parser=local_path,
             metavar="PATH",
             help="Run folder.",
             show_default="runs/NAME, or runs/NAME-COMMAND",
@@ -252,7 +252,6 @@ def training(
     if verify and not offline:
         raise UserError("--verify: checks shards; give --offline, or leave it out")
     from pipeline.plan import MAX_BAD, AugmentConfig
-    from trainers.backbones import BACKBONES
     from trainers.config import TrainConfig, resolved, run_folder
     from trainers.data import DataConfig
     from trainers.models import ModelConfig
@@ -289,12 +288,7 @@ def training(
         "features": features,
     }
     asked = {name: value for name, value in of_transfer.items() if value is not None}
-    if asked and model.value not in BACKBONES:
-        raise UserError(
-            f"--model {model.value}: learns from nothing; leave out "
-            f"--{next(iter(asked)).replace('_', '-')}, or choose one of {', '.join(BACKBONES)}"
-        )
-    transfer = TransferConfig(**asked)
+    transfer = TransferConfig(**asked) if asked else None
     network = ModelConfig(
         model.value, dropout, weight_decay, bias_decay, activity_l1, batch_norm, transfer
     )

@@ -181,6 +181,7 @@ def begin_whole(config: TrainConfig, file: str, parts: Any, what: str) -> None:
 
 
 def refuse_another_whole(config: TrainConfig, file: str, parts: Any, what: str) -> None:
+    """Raises: OutputError if the folder holds anything else, or --resume is missing."""
     out, listed = config.out, canonical_json(parts)
     make_folder(out)
     if any(out.iterdir()) and not (out / file).is_file():
