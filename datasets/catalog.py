@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import storage
+from datasets.commit import is_unfinished
 from datasets.errors import SourceError
 from datasets.source import Source
 from datasets.storage_errors import failures
@@ -107,5 +108,7 @@ def open_folder(path: Path) -> Source:
         return Cub200(path)
     version = latest(path)
     path = path if version is None else path / version
+    if is_unfinished(path):
+        raise SourceError(f"{path}: a run has begun to write there and has not come to its end")
     shards = find_shards(path)
     return Shards(path, shards) if shards else Folder(path)

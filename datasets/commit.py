@@ -109,6 +109,13 @@ def unfinished_runs(out: Path, is_published: bool) -> list[Path]:
     return [path for path in found if not (is_replaced(path) or path.is_symlink())]
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a run has begun to write a version there, in object storage, and has not committed
+    it; on a disk it would lie under another name."""
+    is_begun = storage.is_object(folder) and storage.kind(folder / RUN) == "file"
+    return is_begun and storage.kind(folder / SUCCESS) != "file"
+
+
 def refuse_if_held(out: Path) -> None:
     """Raises: OutputBusy if another process holds `out`. Makes nothing, so may be asked early."""
     if storage.is_object(out):

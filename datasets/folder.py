@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import filterfalse
 from pathlib import Path
 
 import numpy as np
 
+from datasets.commit import is_unfinished
 from datasets.errors import SourceError
 from datasets.images import SUFFIXES
 from datasets.shard_files import find_shards
@@ -121,7 +123,7 @@ class Folder:
     def _check_place(self, refs: list[str], ignored: list[str]) -> None:
         """Raises: SourceError that says which path to give, where the data lie deeper."""
         below = {(self.root / path).parent for path in ignored} if not refs else ()
-        for folder in filter(find_shards, sorted(below)):
+        for folder in filter(find_shards, filterfalse(is_unfinished, sorted(below))):
             raise SourceError(
                 f"{self.root}: no images found, but shards in {folder}; give that path"
             )

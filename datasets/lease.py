@@ -35,10 +35,19 @@ def me() -> dict[str, Any]:
     """This process, as others on this machine can tell whether it is still there."""
     return {
         "owner": uuid.uuid4().hex,
-        "host": os.uname().nodename,
+        "space": pid_space(),
         "pid": os.getpid(),
         "started": start_of(os.getpid()),
     }
+
+
+def pid_space() -> str:
+    """Where the numbers of processes count, "" if that cannot be told: machines may share a name,
+    and containers of one machine count for themselves."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return ""
 
 
 def start_of(pid: int) -> str:
@@ -50,9 +59,9 @@ def start_of(pid: int) -> str:
 
 
 def is_gone(holder: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine that has ended since."""
-    here = holder.get("host") == os.uname().nodename
-    return here and start_of(holder["pid"]) != holder["started"]
+    """Whether the holder was a process that could be seen from here and has ended since."""
+    is_seen = holder.get("space") == pid_space() != ""
+    return is_seen and start_of(holder["pid"]) != holder["started"]
 
 
 def lease_numbers(out: Path) -> list[int]:

@@ -234,5 +234,5 @@ def damages(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
         looks_read = {".parquet", ".tfrecord", ".json", ".txt", ".arrow"} & {
             part[:9] if part.startswith(".tfrecord") else part for part in PurePath(name).suffixes
         }
-        if name not in expected and looks_read:
+        if name not in expected and looks_read and name[0] != ".":
             yield name, "not in the manifest"

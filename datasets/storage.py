@@ -43,11 +43,7 @@ def place(text: str | Path) -> Path:
             f"{hide_credentials(str(text))}: {scheme}:/{match['whole']} is not known; expected a "
             f"path, or an URL with {', '.join(f'{known}://' for known in SCHEMES)}"
         )
-    if (hidden := hide_credentials(str(text))) != text:
-        raise UserError(
-            f"{hidden}: holds credentials, which would end up in logs; leave "
-            "them out and give them by the environment, as the storage's own tools take them"
-        )
+    refuse_credentials(str(text))
     if not match["bucket"]:
         raise UserError(f"{text}: names no bucket; expected such as {scheme}://bucket/photos")
     try:
@@ -70,6 +66,15 @@ def place(text: str | Path) -> Path:
             "storage's own tools take them"
         ) from err
     return found
+
+
+def refuse_credentials(text: str) -> None:
+    """Raises: UserError if it is a URL that holds some."""
+    if (hidden := hide_credentials(text)) != text:
+        raise UserError(
+            f"{hidden}: holds credentials, which would end up in logs; leave "
+            "them out and give them by the environment, as the storage's own tools take them"
+        )
 
 
 def local_path(text: str | Path) -> Path:
@@ -135,7 +140,8 @@ def objects_below(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     start = key(folder) + "/"
     with failures(folder):
         found = file_system(folder).find(start, detail=True)
-    return [(name.removeprefix(start), info) for name, info in found.items()]
+    # And not what stands for the folder itself, which some tools and servers put there.
+    return [(n.removeprefix(start), info) for n, info in found.items() if n.startswith(start)]
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -279,9 +285,9 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def abort_uploads(folder: Path) -> int:
-    """Ends uploads in parts below the folder that a killed process has left; how many there were.
-    Nobody sees them, but S3 keeps and charges for their parts."""
+def abort_uploads(folder: Path, ours: re.Pattern[str]) -> int:
+    """Ends uploads in parts that a killed process has left, into folders of these names below the
+    folder; how many there were. Nobody sees them, but S3 keeps and charges for their parts."""
     files = file_system(folder)
     if "s3" not in files.protocol:
         return 0  # the others let them expire by themselves
@@ -292,7 +298,12 @@ def abort_uploads(folder: Path) -> int:
         if "NoSuchUpload" in str(err):  # some servers say so of none
             return 0
         raise
-    for upload in told.get("Uploads", ()):
+    uploads = [
+        upload
+        for upload in told.get("Uploads", ())
+        if any(map(ours.fullmatch, upload["Key"].removeprefix(prefix).split("/")[:-1]))
+    ]
+    for upload in uploads:
         with suppress(FileNotFoundError):
             files.call_s3(
                 "abort_multipart_upload",
@@ -300,4 +311,4 @@ def abort_uploads(folder: Path) -> int:
                 Key=upload["Key"],
                 UploadId=upload["UploadId"],
             )
-    return len(told.get("Uploads", ()))
+    return len(uploads)

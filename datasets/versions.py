@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import signal
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,8 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from datasets import storage
-from datasets.errors import Damaged, OutputBusy, OutputError
-from datasets.lease import modified
+from datasets.errors import Damaged, EnvironmentFailed, OutputBusy, OutputError
+from datasets.lease import modified, storage_time
 from datasets.manifest import LATEST, SUCCESS, VERSION, is_output
 from datasets.schema import canonical_json
 from datasets.storage_errors import failures
@@ -152,7 +153,7 @@ def prune_objects(out: Path, keep: int) -> Iterator[tuple[str, bool]]:
     numbers = pointer_numbers(out)
     known = {number: read_pointer(out, number) for number in numbers}
     kept = set(list(dict.fromkeys(reversed(known.values())))[:keep])
-    now = modified(pointer_file(out, numbers[-1])) if numbers else 0.0
+    now = storage_time(out)
     for number, successor in pairwise(numbers):
         version = known[number]
         if version in kept:
@@ -160,22 +161,33 @@ def prune_objects(out: Path, keep: int) -> Iterator[tuple[str, bool]]:
         if now - modified(pointer_file(out, successor)) < STAYS_S:
             yield version, False
             continue
-        storage.remove(pointer_file(out, number))
         if version not in (known[n] for n in numbers if n > number):
-            storage.remove(out / version / SUCCESS)  # `clean` takes what a kill leaves
-            storage.remove(out / version)
+            remove_version(out / version)
             yield version, True
+        storage.remove(pointer_file(out, number))  # last: after a kill it leads here again
+    # Of a run that was killed after it was done and before its pointer, with none like it since.
+    names = (name for name, is_folder in storage.entries(out) if is_folder)
+    for version in sorted(filter(VERSION.fullmatch, {*names} - {*known.values()})):
+        success = out / version / SUCCESS
+        if storage.kind(success) == "file" and now - modified(success) > STAYS_S:
+            remove_version(out / version)
+            yield version, True
+
+
+def remove_version(folder: Path) -> None:
+    storage.remove(folder / SUCCESS)  # `clean` takes what a kill leaves
+    storage.remove(folder)
 
 
 def rename_unread(folder: Path, new: Path) -> bool:
     """Gives a version another name, unless a process has opened it: one of ours by a shared lock,
     any other by an open file, of which Linux tells those who ask for a lease. Whether it did."""
-    handle = os.open(folder / SUCCESS, os.O_RDONLY)
+    handle = os.open(folder / SUCCESS, os.O_RDWR)  # for NFS, whose locks are of bytes, as flock(2)
     try:
         # Until it is renamed: a reader of ours that comes now waits, and then finds it gone.
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         files = (path for path in folder.iterdir() if path.is_file() and path.name != SUCCESS)
-        if any(map(is_open, files)):
+        if any(map(is_open, files)) and knows_who_opens(folder.parent):
             return False
         folder.rename(new)
     except BlockingIOError:
@@ -186,8 +198,19 @@ def rename_unread(folder: Path, new: Path) -> bool:
 
 
 def is_open(path: Path) -> bool:
-    """Whether any process has the file open; False where the file system cannot tell."""
-    handle = os.open(path, os.O_RDONLY)
+    """Whether any process has the file open; False where the file system says that it cannot tell,
+    but see `knows_who_opens`."""
+    with path.open("rb") as file:
+        return is_refused_a_lease(file.fileno())
+
+
+def knows_who_opens(folder: Path) -> bool:
+    """Whether a lease is granted on a file that nobody else has open: NFS 4 refuses it too."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return not is_refused_a_lease(file.fileno())
+
+
+def is_refused_a_lease(handle: int) -> bool:
     try:
         # Who opens it in this moment waits, and the signal about that must not end this process.
         fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
@@ -195,8 +218,6 @@ def is_open(path: Path) -> bool:
         fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError as err:
         return err.errno == errno.EAGAIN
-    finally:
-        os.close(handle)
     return False
 
 
@@ -223,13 +244,37 @@ def open_version(folder: Path) -> tuple[Path, int | None]:
         os.close(handle)  # removed in that moment
 
 
+def was_replaced(found: Path, handle: int | None) -> bool:
+    """Whether another output has come in the place of one that `open_version` gave."""
+    if handle is None:
+        return False
+    with suppress(FileNotFoundError):
+        return not os.path.samestat(os.fstat(handle), (found / SUCCESS).stat())
+    return True
+
+
+def replaced(found: Path) -> EnvironmentFailed:
+    return EnvironmentFailed(
+        f"{found}: another output took its place while it was read; run the same command again "
+        "(what --publish writes stays whole while it is read)"
+    )
+
+
 @contextmanager
 def reading(folder: Path) -> Iterator[Path]:
-    """The output to read at `folder`, which stays whole until the block ends."""
+    """The output to read at `folder`; a version that was published stays whole until the block
+    ends.
+
+    Raises: EnvironmentFailed if another output took its place meanwhile, and half of each was read.
+    """
     with failures(folder):
         found, handle = open_version(folder)
         try:
             yield found
+        except Damaged as err:
+            if was_replaced(found, handle):
+                raise replaced(found) from err
+            raise
         finally:
             if handle is not None:
                 os.close(handle)

@@ -16,6 +16,12 @@ from pipeline.job_schema import KEYS, PLACEHOLDER, Placeholder, job_model
 from pipeline.steps import Command, at_home
 
 UNITS_S = {"s": 1, "min": 60, "h": 3600}
+DEFAULT_OUT = {
+    "augment": "augmented/{}",
+    "train": "runs/{}",
+    "crossval": "runs/{}-crossval",
+    "ablate": "runs/{}-ablate",
+}
 SHOWN_MISTAKES = 50
 SHOWN_CHARACTERS = 60
 
@@ -116,10 +122,13 @@ def apply(change: str, body: dict[str, Any]) -> None:
     key, equals, text = change.partition("=")
     if not equals or not key or not key.isascii():
         raise JobError(f"{where}: expected KEY=VALUE, such as deadline=2h or augment.copies=8")
+    is_out = not text.strip()
     value = parse(text.encode(errors="surrogateescape"), where)
+    if isinstance(value, str) and text[0] not in "'\"":
+        value = text  # what YAML would take for a comment belongs to it
     command, dot, option = key.partition(".")
     if not dot:
-        if value is not None:
+        if not is_out:
             body[key] = value
         elif body.pop(key, None) is None:
             raise JobError(f"{where}: there is no {shown_name(key)} to take out")
@@ -135,8 +144,8 @@ def apply(change: str, body: dict[str, Any]) -> None:
             options = step[command] or {}
             others = {k: v for k, v in options.items() if dashed(k) != dashed(option)}
             is_there |= others.keys() != options.keys()
-            step[command] = others if value is None else {**others, option: value}
-    if value is None and not is_there:
+            step[command] = others if is_out else {**others, option: value}
+    if is_out and not is_there:
         raise JobError(f"{where}: no step of {command} has {shown_name(option)} to take out")
 
 
@@ -269,7 +278,9 @@ def outputs_in_history(job: JobFile) -> Iterator[str]:
     """Steps whose output would share lock and log with the job itself, a line for each."""
     taken = (job.history / job.name).resolve()
     for number, step in enumerate(job.steps, 1):
-        out = step.options.get("out")
+        default = DEFAULT_OUT.get(step.command.name, "")
+        source = Path(step.options.get("dataset", "digits")).name
+        out = step.options.get("out", default.format(source))
         if out and Path(out).expanduser().resolve() == taken:
             yield (
                 f"step {number} ({step.command.name}): out: {out} is where the records of the job "

@@ -33,7 +33,7 @@ def exposition(job: str, records: list[dict[str, Any]]) -> bytes:
     if last.get("end"):
         tell("last_run_end_timestamp_seconds", "End of the last run.", seconds(last["end"]))
     if ends := [one["end"] for one in records if one.get("exit_code") == 0 and one.get("end")]:
-        tell("last_success_timestamp_seconds", "End of the last good run.", seconds(max(ends)))
+        tell("last_success_timestamp_seconds", "End of the last good run.", seconds(ends[-1]))
     for number, step in enumerate(last["steps"], 1):
         labels = {"step": str(number), "command": step["command"][0]}
         tell("step_seconds", "Seconds that a step took.", step["seconds"], **labels)

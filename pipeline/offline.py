@@ -25,13 +25,21 @@ from datasets.commit import (
 )
 from datasets.errors import OutputError
 from datasets.index import index_path
-from datasets.manifest import Manifest, read_manifest, refuse_missing_or_cut
+from datasets.manifest import VERSION, Manifest, read_manifest, refuse_missing_or_cut
 from datasets.schema import canonical_json
 from datasets.versions import last_pointer, latest, refuse_others
 from pipeline.base import Base, has_sidecars, is_successor
 from pipeline.estimate import describe_plan
 from pipeline.job import differences
-from pipeline.output import check_disk, finish, is_indexed, prepare_partial, release, save_index
+from pipeline.output import (
+    check_disk,
+    finish,
+    is_indexed,
+    prepare_partial,
+    refuse_other_bytes,
+    release,
+    save_index,
+)
 from pipeline.plan import (
     AugmentConfig,
     Plan,
@@ -195,11 +203,12 @@ def write(
             summary = summarize(plan, finished.shards, (), seconds, was_done=was_latest)
             return recorded(plan, summary, report)
         if storage.is_object(plan.out):
-            storage.abort_uploads(plan.out)
-            if config.overwrite:
-                storage.remove(partial / RECORDS)
+            storage.abort_uploads(plan.out, VERSION)
         # In object storage a finished version is where it was made: it is made again.
         is_again = storage.is_object(plan.out) and config.overwrite and not is_empty(plan.folder)
+        if is_again:
+            refuse_other_bytes(plan)
+            storage.remove(partial / RECORDS)
         if is_sealed(partial) and not is_again:
             check_held()
             save_index(plan, report)
@@ -220,7 +229,7 @@ def write(
                 )
         tasks = plan.tasks(done, base)
         check_disk(plan, tasks, base)
-        prepare_partial(plan.folder, plan.job)
+        prepare_partial(plan.folder, plan.job, plan.out)
         planned = time.monotonic()
         if done:
             report.say(

@@ -19,9 +19,9 @@ from datasets.commit import (
     seal,
     unfinished_runs,
 )
-from datasets.errors import EnvironmentFailed, OutputError, first_line
+from datasets.errors import Damaged, EnvironmentFailed, OutputError, first_line
 from datasets.index import index_path, indexes, write_index
-from datasets.manifest import Manifest, Record
+from datasets.manifest import Manifest, Record, read_manifest
 from datasets.schema import canonical_json
 from datasets.storage import write_atomically
 from datasets.versions import prune, publish
@@ -35,9 +35,10 @@ from pipeline.task import Tasks
 DISK_MARGIN = 1.05
 
 
-def prepare_partial(out: Path, job: Job) -> None:
+def prepare_partial(out: Path, job: Job, place: Path) -> None:
     """The folder this run works in, new or as an earlier run of the same job left it.
 
+    place: Below which `pipeline clean` finds it.
     Raises: EnvironmentFailed if it cannot be made; OutputError if the earlier run used other
       library versions, whose bytes would differ.
     """
@@ -59,7 +60,23 @@ def prepare_partial(out: Path, job: Job) -> None:
         changed = differences(json.loads(before), run_file)
         raise OutputError(
             f"{partial}: an unfinished run was made with other libraries ({changed}), so its bytes "
-            f"would differ; use those again, or `pipeline clean {out}` and start anew"
+            f"would differ; use those again, or `pipeline clean {place}` and start anew"
+        )
+
+
+def refuse_other_bytes(plan: Plan) -> None:
+    """Raises: OutputError if the libraries of today may write other bytes into a version that stays
+    in its place, and is read, while it is made again."""
+    try:
+        made = read_manifest(plan.folder)
+    except Damaged:
+        return  # which is to be mended
+    before = {"probe": made.probe, "versions": made.versions}
+    now = {"probe": probe(), "versions": versions()}
+    if before != now:
+        raise OutputError(
+            f"{plan.folder}: was made with other libraries ({differences(before, now)}), and is "
+            "read while it is made again; use those, or choose another --out"
         )
 
 
@@ -140,7 +157,8 @@ def release(plan: Plan, before: int, keep: int | None, report: Report) -> None:
 
 def is_indexed(plan: Plan) -> bool:
     """Whether the index of the output in its place says of every sample what the plan does."""
-    known = plan.base.entries if plan.base else {}
+    is_own = plan.base is not None and plan.base.folder == plan.folder
+    known = plan.base.entries if plan.base and is_own else {}
     return all(
         name in known and known[name].stamp == stamp
         for split, part in plan.samples.items()

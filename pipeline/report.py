@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -110,7 +111,12 @@ class Report:
         as text not what `event` tells, nor the error that it ends with, which is the caller's."""
         kind = event.get("event")
         if kind == "result" and self.log_format == "text":
-            self.result(event["message"])
+            try:
+                self.result(event["message"])
+            except OSError as err:  # whoever read them has gone, which must not end the run
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                told = f"results cannot be printed from here on ({err.strerror})"
+                self.write(f"{prefix}: {told}", told, {"event": "warning"})
             return
         if self.log_format == "json":
             is_told = not self.quiet or kind == "error"

@@ -22,16 +22,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from math import inf
-from typing import Any
+from typing import Any, NoReturn
 
-from datasets.errors import EnvironmentFailed
+from datasets.errors import EnvironmentFailed, system_failure
 from pipeline.history import History, timestamp
 from pipeline.jobfile import JobFile, Step
 from pipeline.metrics import COUNTS
 from pipeline.report import Report, duration
 
 PAST_DEADLINE = 6  # no 5: who tries again at once would take that time once more
-GRACE_S = 4.0  # that a step has to end in order; all is over after 5
+GRACE_S = 4.0  # that a step has to end in order
+OVER_S = 4.9  # after which this process ends in any case: who reads its log may stand still
+MAX_WAIT_S = 3600.0  # epoll counts milliseconds in 32 bits
+MAX_TIMER_S = 1e9  # the kernel nanoseconds in 64
 READ_BYTES = 2**16
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PACKAGES = (
@@ -58,7 +61,14 @@ class Signals:
     received: int = 0
 
     def note(self, number: int, frame: object) -> None:
-        self.received = self.received or number
+        if not self.received:
+            self.received = number
+            signal.setitimer(signal.ITIMER_REAL, OVER_S)
+
+    def give_up(self, number: int, frame: object) -> NoReturn:
+        """Ends this process and, as the kernel has been told, its step: nothing is to be waited
+        for, and a write into a pipe that is full would be."""
+        os._exit(128 + self.received if self.received else PAST_DEADLINE)
 
 
 @contextmanager
@@ -72,11 +82,13 @@ def noted_signals() -> Iterator[Signals]:
         asked = [number for number in ENDING if not (is_kept and number == signal.SIGHUP)]
         before = {number: signal.signal(number, signals.note) for number in asked}
         before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, signals.give_up)
         signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
         try:
             yield signals
         finally:
             signal.set_wakeup_fd(-1)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -125,18 +137,21 @@ def run_job(job: JobFile, changes: Sequence[str], start: Sequence[str], report: 
         }
         history.begin(record)
         started = time.monotonic()
+        if job.deadline_s is not None:
+            signal.setitimer(signal.ITIMER_REAL, min(job.deadline_s + OVER_S, MAX_TIMER_S))
         try:
             code, error = run_steps(job, record, start, report, signals, history)
         except BaseException as err:
-            code, error = getattr(err, "exit_code", 1), repr(err)
+            told = system_failure(err) if isinstance(err, Exception) else None
+            code, error = getattr(told or err, "exit_code", 1), repr(err)
             raise
         finally:
             history.finish({**record, "end": timestamp(), "exit_code": code, "error": error})
-    if code:
-        report.error(f"{job.name}: {error}", code, job=job.name)
-    else:
-        took = duration(time.monotonic() - started)
-        report.say(f"{job.name}: done in {took}", event="job-done", job=job.name)
+        if code:
+            report.error(f"{job.name}: {error}", code, job=job.name)
+        else:
+            took = duration(time.monotonic() - started)
+            report.say(f"{job.name}: done in {took}", event="job-done", job=job.name)
     return code
 
 
@@ -273,7 +288,7 @@ def follow(
                 os.killpg(process.pid, signal.SIGKILL)
                 kill_at = inf
             left = min(kill_at, inf if end else end_at) - time.monotonic()
-            for key, _ in selector.select(None if left == inf else max(0, left)):
+            for key, _ in selector.select(min(max(0, left), MAX_WAIT_S)):
                 if key.fileobj is signals.file:
                     signals.file.recv(READ_BYTES)
                 elif data := pipe.read(READ_BYTES):

@@ -17,7 +17,7 @@ from datasets.errors import Damaged, UserError
 from datasets.formats import FORMATS
 from datasets.manifest import Record, damages, mended, read_manifest
 from datasets.source import mix, sample_keys
-from datasets.versions import open_version
+from datasets.versions import open_version, replaced, was_replaced
 from pipeline.check import read_job
 from pipeline.memory import aligned
 
@@ -32,10 +32,10 @@ class ShardImages:
     def __init__(self, folder: Path, split: str, verify: bool = False) -> None:
         """Raises: UserError if the folder is no committed output, is damaged (sizes and footers are
         looked at, with `verify` every hash), or its images differ in size."""
-        folder, handle = open_version(folder)
-        if handle is not None:
-            weakref.finalize(self, os.close, handle)  # until then nobody removes that version
-        manifest = read_manifest(folder)
+        folder, self.handle = open_version(folder)
+        if self.handle is not None:
+            weakref.finalize(self, os.close, self.handle)  # till then nobody removes that version
+        self.manifest = manifest = read_manifest(folder)
         self.folder, self.job = folder, read_job(folder, manifest)
         self.reader = FORMATS[self.job.format]
         self.records = [record for record in manifest.shards if record.split == split]
@@ -83,6 +83,13 @@ class ShardImages:
         n_kept = 2 * blocks_per_group(self.n_total, self.n_blocks, self.sample_bytes)
         self.read = lru_cache(maxsize=n_kept)(self._read)
         self.lock = threading.Lock()  # or two threads would decode the same shard at once
+        self.refuse_replaced()
+
+    def refuse_replaced(self) -> None:
+        """Raises: EnvironmentFailed if other shards have come in the place of those of the
+        manifest."""
+        if was_replaced(self.folder, self.handle) and read_manifest(self.folder) != self.manifest:
+            raise replaced(self.folder)
 
     def first_copy(self, record: Record) -> tuple[list[str], np.ndarray]:
         """Sample ids and labels of a shard's samples, in the order of the rows of each copy."""
@@ -119,6 +126,7 @@ class ShardImages:
                     decoded = pool.map(lambda data: images.decode(data, self.shape[2]), found)
                     found = np.stack(list(decoded))
                 parts.append(found)
+        self.refuse_replaced()  # and not before, since it may have happened in between
         if sum(map(len, parts)) != n:
             raise Damaged(
                 f"{path}: has {sum(map(len, parts))} rows of copy {copy}, expected {n}; it changed "

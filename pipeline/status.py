@@ -127,7 +127,7 @@ def status_of(folder: Path, name: str) -> Status | None:
         error=last.get("error"),
         rows=total(last, "rows"),
         quarantined=total(last, "quarantined"),
-        last_success=max(successes, default=None),
+        last_success=successes[-1] if successes else None,
     )
 
 

@@ -15,6 +15,8 @@ import typer
 from typer.models import ArgumentInfo, ParameterInfo
 from typer.utils import get_params_from_function
 
+from datasets.storage import refuse_credentials
+
 # `run` itself decides how its steps log, and whether anything is done.
 LEFT_OUT = ("dry_run", "log_format", "quiet")
 
@@ -89,7 +91,10 @@ class Command:
         return [self.name, *flags, *arguments]
 
     def check(self, words: Sequence[str]) -> None:
-        """Raises: UserError where the command would refuse its command line before any work."""
+        """Raises: UserError where the command would refuse its command line before any work, and
+        where that, which is logged, holds credentials."""
+        for word in words:
+            refuse_credentials(word)
         app = typer.Typer(add_completion=False)
         app.command()(self.function)
         context = typer.main.get_command(app).make_context(self.name, list(words[1:]))

@@ -16,6 +16,8 @@ from pipeline.history import LINES, append_line, timestamp
 from pipeline.plan import Plan
 from pipeline.report import Report
 
+SHOWN_IGNORED = 100
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -74,7 +76,8 @@ def recorded(plan: Plan, summary: Summary, report: Report) -> Summary:
         "kept_shards": summary.n_kept,
         "carried_rows": summary.n_carried,
         "quarantined": len(summary.quarantined),
-        "ignored": list(plan.ignored),
+        "n_ignored": len(plan.ignored),
+        "ignored": list(plan.ignored[:SHOWN_IGNORED]),  # a line each night, of a million names
         "seconds": {k: round(v, 3) for k, v in summary.seconds.items()},
     }
     if storage.is_object(plan.out):

@@ -100,13 +100,13 @@ def test_what_a_placeholder_stands_for_is_not_filled_in_again(tmp_path: Path) ->
 def test_set_changes_a_key_or_an_option_of_every_step_of_a_command(tmp_path: Path) -> None:
     text = "name: x\nsteps: [{augment: {image_size: 8, seed: 2}}, {clean: }, {augment: {out: x}}]"
     changes = ("augment.image-size=9", "deadline=2s", "augment.policy=flip()|rotate(degrees=3)")
-    changes += ("augment.seed=", "name=")  # taken out
+    changes += ("augment.seed=", "name=", "clean.folder=/a #1")  # the first two taken out
     job = read(tmp_path, text, *changes)
     assert (job.deadline_s, job.name) == (2, "job")
     policy = ["--policy", "flip()|rotate(degrees=3)"]
     assert words(job) == [
         ["augment", *policy, "--image-size", "9"],
-        ["clean"],
+        ["clean", "/a #1"],
         ["augment", "--out", "x", *policy, "--image-size", "9"],
     ]
 
@@ -267,6 +267,15 @@ def test_an_output_beside_the_history_has_another_name_than_the_job(tmp_path: Pa
     job = f"name: nightly\nhistory: {tmp_path}\nsteps: [{{augment: {{out: {tmp_path}/%s}}}}]"
     read(tmp_path, job % "photos")
     assert "is where the records of the job nightly are" in refusal(tmp_path, job % "nightly")
+    job = "name: digits\nhistory: augmented\nsteps: [{augment: }]"
+    assert "out: augmented/digits is where the records" in refusal(tmp_path, job)
+
+
+@pytest.mark.parametrize("step", ["augment: {dataset: %s}", "verify: {folder: a, dataset: %s}"])
+def test_credentials_are_refused_before_they_are_logged(tmp_path: Path, step: str) -> None:
+    said = refusal(tmp_path, f"steps: [{{{step % 's3://user:secret@data/photos'}}}]")
+    assert "holds credentials" in said
+    assert "secret" not in said
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

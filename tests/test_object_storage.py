@@ -6,14 +6,18 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from datasets.lease import is_gone, me
+from datasets.manifest import encode_manifest, read_manifest
 from datasets.versions import POINTERS
 from tests.object_storage import KEY, SECRET, Faulty, Server, moto, rclone
 from tests.running import PIPELINE, run, start, tree_hash, write_photos
@@ -22,6 +26,7 @@ from tests.test_sources import write_cub200
 
 JOB = ("augment", "--copies", 2, "--image-size", 24, "--encoding", "png")
 JOB += ("--block-samples", 16, "--max-bad", 0.1)
+VERSION = "0123456789abcdef"
 SLOW = pytest.mark.slow
 ENV_OF_NOBODY = {"AWS_SHARED_CREDENTIALS_FILE": "/dev/null", "AWS_CONFIG_FILE": "/dev/null"}
 
@@ -174,12 +179,14 @@ def test_old_versions_stay_for_a_day_after_they_were_replaced(tmp_path: Path) ->
         said = run(*job, "--copies", 2, env=server.env).stderr
         assert "kept while somebody may read it" in said
         assert tree_hash(first)
-    for path in (folder / POINTERS).iterdir():
+    shutil.copytree(first, folder / VERSION)  # as if its run had been killed before the pointer
+    for path in (*(folder / POINTERS).iterdir(), folder / VERSION / "_SUCCESS"):
         os.utime(path, (path.stat().st_mtime - 2 * 86400,) * 2)
     with rclone(tmp_path) as server:
         said = run(*job, "--copies", 3, env=server.env).stderr
         assert f"{first.name}: removed, an old version" in said
         assert not first.exists()
+        assert not (folder / VERSION).exists()
         run("verify", "s3://data/out", env=server.env)
 
 
@@ -440,6 +447,14 @@ def test_a_bucket_that_does_not_exist_is_no_place_for_an_output(server: Server) 
     assert "bucket does not exist" in line
 
 
+def test_a_holder_is_gone_where_its_process_would_be_seen(tmp_path: Path) -> None:
+    holder = me()
+    assert not is_gone(holder)
+    ended = {**holder, "started": "1"}
+    assert is_gone(ended)
+    assert not is_gone({**ended, "space": "of another machine, or container, with the same name"})
+
+
 def test_credentials_are_in_no_file_and_no_log(server: Server, place: str) -> None:
     folder = server.root / "data" / place
     job = command(f"s3://data/{place}/out", "--log-format", "json", "--workers", 2)
@@ -453,6 +468,10 @@ def test_credentials_are_in_no_file_and_no_log(server: Server, place: str) -> No
 def test_clean_leaves_nothing_of_a_run_that_was_not_committed(server: Server, place: str) -> None:
     out = f"s3://data/{place}/out"
     run(*command(out, "--workers", 0, "--max-bad", 0), code=3, env=server.env)
+    (version,) = (server.root / "data" / place / "out").glob("[!.]*")
+    said = run("augment", "--dataset", f"{out}/{version.name}", code=2, env=server.env).stderr
+    assert "a run has begun to write there and has not come to its end" in said
+    assert "give that path" not in run("augment", "--dataset", out, code=2, env=server.env).stderr
     assert tree_hash(server.root / "data" / place / "out")
     run("clean", out, env=server.env)
     assert not tree_hash(server.root / "data" / place / "out")
@@ -501,17 +520,30 @@ def test_overwrite_mends_a_damaged_version(
     run(*command(out, "--workers", 0, "--overwrite"), env=server.env)
     assert tree_hash(latest(folder)) == undisturbed
     assert is_tidy(folder)
+    # Where it may become other bytes it is left alone, since it is read meanwhile.
+    manifest = read_manifest(latest(folder))
+    older = replace(manifest, versions={**manifest.versions, "pillow": "1.0"})
+    path = f"data/{latest(folder).relative_to(server.root / 'data')}/_manifest.json"
+    server.files().pipe_file(path, encode_manifest(older).encode())
+    said = run(*command(out, "--workers", 0, "--overwrite"), code=2, env=server.env).stderr
+    assert "was made with other libraries (versions: pillow was 1.0" in said
+    assert "every hash fits" in run("verify", out, env=server.env).stdout
 
 
 def test_parts_of_uploads_that_a_killed_run_left_are_ended(server: Server, place: str) -> None:
     files = server.files()
-    files.call_s3("create_multipart_upload", Bucket="data", Key=f"{place}/out/0123/train.parquet")
-    assert len(files.call_s3("list_multipart_uploads", Bucket="data")["Uploads"]) == 1
-    assert (
-        "ended 1 unfinished uploads"
-        in run("clean", f"s3://data/{place}/out", env=server.env).stdout
+    files.call_s3(
+        "create_multipart_upload", Bucket="data", Key=f"{place}/out/{VERSION}/train.parquet"
     )
-    assert "0 unfinished" in run("clean", f"s3://data/{place}/out", env=server.env).stdout
+    files.call_s3("create_multipart_upload", Bucket="data", Key=f"{place}/out/others.tar")
+    said = run("clean", f"s3://data/{place}/out", env=server.env).stdout
+    assert "ended 1 unfinished uploads" in said
+    (left,) = files.call_s3("list_multipart_uploads", Bucket="data")["Uploads"]
+    assert left["Key"] == f"{place}/out/others.tar"
+    files.call_s3("abort_multipart_upload", Bucket="data", Key=left["Key"],
+                  UploadId=left["UploadId"])  # fmt: skip
+    said = run("clean", f"s3://data/{place}/out", code=2, env=server.env).stderr
+    assert "nothing is there" in said
 
 
 @pytest.mark.parametrize("order", ["clean", "verify", "augment"])

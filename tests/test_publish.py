@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from datasets.index import indexes
 from datasets.manifest import MANIFEST, SUCCESS
 from datasets.versions import open_version, prune
 from tests.running import run, run_killed, tree_hash, write_photos
@@ -42,6 +45,8 @@ def test_a_job_of_before_becomes_the_latest_again_without_work(tmp_path: Path) -
     run(*JOB, "--copies", 1, "--out", out)
     assert os.readlink(out / "latest") == first
     assert (out / first / "_manifest.json").stat().st_mtime_ns == before
+    # And the next night finds what this one knew of the source.
+    assert [path.name for _, path in indexes(out)] == [f".{first}.index-{first}.parquet"]
 
 
 @pytest.mark.parametrize("step", ["commit", "rename latest", "remove version"])
@@ -89,6 +94,31 @@ def test_the_oldest_go_but_not_while_anybody_reads_them(tmp_path: Path) -> None:
     os.close(handle)
     assert dict(prune(out, 1)) == {ours: True}
     assert versions(out) == {last}
+
+
+def test_old_versions_go_on_a_file_system_that_cannot_tell_who_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS 4 refuses every lease as if the file were open, and locks no file that is only read."""
+    out = tmp_path / "out"
+    for copies in (1, 2):
+        run(*JOB, "--copies", copies, "--out", out)
+    (old,) = versions(out) - {os.readlink(out / "latest")}
+    control, lock = fcntl.fcntl, fcntl.flock
+
+    def no_lease(handle: int, command: int, value: int) -> int:
+        if command == fcntl.F_SETLEASE:
+            raise OSError(errno.EAGAIN, "no delegation")
+        return control(handle, command, value)
+
+    def only_written(handle: int, how: int) -> None:
+        if how & fcntl.LOCK_EX and control(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "not open for writing")
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "fcntl", no_lease)
+    monkeypatch.setattr(fcntl, "flock", only_written)
+    assert dict(prune(out, 1)) == {old: True}
 
 
 def test_who_names_the_pointer_reads_one_version_to_the_end(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from datasets.commit import hold, is_held
 from pipeline.history import append_line, read_lines
+from pipeline.metrics import exposition
 from tests.running import PIPELINE, run, run_script, tree_hash, wait_until
 
 SHORT = {"limit": 40, "copies": 1, "workers": 0}
@@ -219,6 +220,12 @@ def test_metrics_tell_the_last_run_and_keep_the_last_success(tmp_path: Path) -> 
     assert "pipeline_step_rows1" not in bad
 
 
+def test_a_success_while_the_clock_was_wrong_is_not_the_last_one_for_ever() -> None:
+    times = {"start": "2026-11-24T02:00:00Z", "steps": [], "exit_code": 0}
+    wrong, right = ({**times, "end": f"{year}-11-24T03:00:00Z"} for year in (2040, 2026))
+    assert b'success_timestamp_seconds{job_name="x"} 1.7954' in exposition("x", [wrong, right])
+
+
 def test_a_stop_never_leaves_the_lock_of_imports_held() -> None:
     """In Python's own code of imports, which is told by its name, a stop is put off."""
     run_script("""
@@ -360,10 +367,53 @@ def test_a_step_that_does_not_end_is_killed_with_all_that_it_started(tmp_path: P
     assert records(tmp_path)[0]["exit_code"] == 143
 
 
+TALKATIVE = """
+import json, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+while True:
+    print(json.dumps({"message": "x" * 1000, "event": "progress"}), flush=True)
+"""
+
+
+@pytest.mark.parametrize(("keys", "code"), [({}, 143), ({"deadline": "1s"}, 6)])
+def test_a_run_ends_though_nobody_reads_its_log_any_more(
+    tmp_path: Path, keys: dict[str, str], code: int
+) -> None:
+    job = write_job(tmp_path, {"clean": {}}, **keys)
+    command = [sys.executable, "-c", RUN_STUBBORN, TALKATIVE, "run", str(job)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr.readline().startswith("1/1 clean: pipeline clean")
+        others = family(process)
+        if not keys:
+            process.terminate()
+        assert process.wait(timeout=60) == code
+        assert_gone(others)
+
+
+def test_a_run_goes_on_though_nobody_reads_its_results(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    run("augment", "--limit", 20, "--workers", 0, "--out", out)
+    job = write_job(tmp_path, {"verify": {"folder": out}}, augment(tmp_path, out=f"{out}-2"))
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [PIPELINE, "run", str(job)], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert done.returncode == 0
+    assert "1/2 verify: results cannot be printed from here on (Broken pipe)" in done.stderr
+    assert (tmp_path / "out-2").is_dir()
+
+
+def test_a_deadline_may_be_longer_than_a_month(tmp_path: Path) -> None:
+    run("run", write_job(tmp_path, {"clean": {"folder": str(tmp_path)}}, deadline="9999999h"))
+
+
 def test_a_record_follows_a_line_that_a_crash_cut_off(tmp_path: Path) -> None:
     lines = tmp_path / "history/job.runs.jsonl"
     lines.parent.mkdir()
-    for cut_off in (b'{"run": "a", "exit_code": 0}\n{"run": "b", "exi', b'{"run": "a'):
+    nested = b'{"run": "a", "exit_code": 0}\n' + b"[" * 100_000
+    for cut_off in (b'{"run": "a", "exit_code": 0}\n{"run": "b", "exi', b'{"run": "a', nested):
         lines.write_bytes(cut_off)
         found = read_lines(lines)
         append_line(lines, {"run": "c"})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from datasets.errors import Damaged, OutputError, UserError
+from datasets.errors import Damaged, EnvironmentFailed, OutputError, UserError
 from pipeline.online import augmented, open_images
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
@@ -50,6 +50,18 @@ def test_batches_from_shards_are_the_online_ones(tmp_path: Path, form: str, enco
     for (a, b), (c, d) in pairs:
         assert_array_equal(a, c)
         assert_array_equal(b, d)
+
+
+def test_an_output_that_is_replaced_is_not_read_on(tmp_path: Path) -> None:
+    out = output(tmp_path)
+    same, other = ShardImages(out, "train"), ShardImages(out, "train")
+    whole = same.images(same.usable, 1)
+    output(tmp_path, "--overwrite")
+    assert_array_equal(ShardImages(out, "train").images(same.usable, 1), whole)
+    assert_array_equal(other.images(other.usable[:1], 2), same.images(same.usable[:1], 2))
+    output(tmp_path, "--overwrite", "--seed", 6)
+    with pytest.raises(EnvironmentFailed, match="another output took its place"):
+        other.images(other.usable, 1)
 
 
 def test_photos_in_many_blocks_too(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def write_features(config: TrainConfig, source: Images, model: Any, report: Repo
         if is_sealed(partial):  # a crash just before the end
             commit(partial, out, overwrite=False)
             return out
-        prepare_partial(out, job)
+        prepare_partial(out, job, out)
         shards = write_blocks(partial, job, source, model, report)
         finish(out, job, source.classes, shards, overwrite=False)
     took = duration(time.monotonic() - started)
