@@ -32,6 +32,7 @@ from reader import polling
 from scene import GONE_WITHIN_S, Scene, new_scene
 from upath import UPath
 
+from datasets.manifest import VERSION
 from datasets.storage import abort_uploads
 
 HANGS_AFTER_S = 180
@@ -155,7 +156,7 @@ def check(scene: Scene, expected: dict[str, str]) -> None:
     assert found == expected, f"other bytes: {sorted(n for n in found if found[n] != expected[n])}"
     if scene.front:
         options = scene.front.behind.files().storage_options
-        n_uploads = abort_uploads(UPath(scene.out, **options))
+        n_uploads = abort_uploads(UPath(scene.out, **options), VERSION)
         assert not n_uploads, f"left: {n_uploads} unfinished uploads"
     _, alive = psutil.wait_procs(scene.processes(), timeout=GONE_WITHIN_S)
     assert not alive, f"left: {[' '.join(p.cmdline())[:80] for p in alive]}"
