@@ -90,12 +90,13 @@ class Cub200:
             )
         return flag
 
-    def _box(self, text: str) -> tuple[int, int, int, int]:
-        """`x y width height` in pixels, with decimals -> whole pixels around it."""
+    def _box(self, text: str) -> np.ndarray:
+        """`x y width height` in pixels, with decimals -> (4,) int32, whole pixels around it."""
         try:
             x, y, width, height = map(float, text.split())
             left, top = math.floor(x), math.floor(y)
-            return left, top, math.ceil(x + width) - left, math.ceil(y + height) - top
+            box = left, top, math.ceil(x + width) - left, math.ceil(y + height) - top
+            return np.array(box, np.int32)
         except (ValueError, OverflowError) as err:
             raise SourceError(
                 f"{self.folder / 'bounding_boxes.txt'}: {text!r}, expected lines such as "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import filterfalse
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from datasets.commit import is_unfinished
 from datasets.errors import SourceError
 from datasets.images import SUFFIXES
-from datasets.shard_files import find_shards
+from datasets.shard_files import EXAMPLE, find_shards
 from datasets.source import Listing, Samples, is_held_out, read_files
 from datasets.storage import entries, files_below, is_folder, is_object, key
 
@@ -76,9 +76,11 @@ class Folder:
             found = {"": self._classes(self.root)}
         classes = sorted({name for part in found.values() for name in part})
         if not classes:
-            loose = sum(is_image(name) for name, is_dir in entries(self.root) if not is_dir)
+            loose = [name for name, is_dir in entries(self.root) if not is_dir]
+            self._refuse_unknown_shards(loose)
+            n_images = sum(map(is_image, loose))
             raise SourceError(
-                f"{self.root}: {loose} images in the folder itself and none in subfolders; "
+                f"{self.root}: {n_images} images in the folder itself and none in subfolders; "
                 "expected one subfolder for each class (or give a CSV list of paths and labels)"
             )
         others = [readable(name) for name in top if named and name not in named]
@@ -127,12 +129,32 @@ class Folder:
             raise SourceError(
                 f"{self.root}: no images found, but shards in {folder}; give that path"
             )
+        if not refs:
+            self._refuse_unknown_shards(ignored)
         tops = {ref.split(os.sep)[0] for ref in refs}
         if len(tops) == 1 and all(ref.count(os.sep) > 1 for ref in refs):
             raise SourceError(
                 f"{self.root}: the images in its only class folder are all in subfolders; if these "
                 f"are the classes, give {readable(str(self.root / tops.pop()))}, else a CSV list"
             )
+        seconds = {parts[1].lower() for ref in refs if len(parts := ref.split(os.sep)) > 2}
+        splits = sorted(seconds & SPLITS.keys())
+        if len({SPLITS[name] for name in splits}) > 1:
+            raise SourceError(
+                f"{self.root}: its class folders hold folders {' and '.join(splits)}, whose images "
+                "would be mixed and split anew; put these above the classes, or give a CSV list "
+                "with the column split"
+            )
+
+    def _refuse_unknown_shards(self, names: Iterable[str]) -> None:
+        """Raises: SourceError if one of these files may be a shard, but is not named as one."""
+        for name in names:
+            if name.lower().endswith(".parquet") or ".tfrecord" in name.lower():
+                raise SourceError(
+                    f"{self.root}: no images found, but {readable(name)}: if that is a shard, name "
+                    f"it as {EXAMPLE} is, or birds-train.tfrecord-00000-of-00001; if it is a list "
+                    "of images, give its path"
+                )
 
     def _classes(self, folder: Path) -> dict[str, list[str]]:
         """Class -> paths of the files under its folder, at any depth, relative to the root."""

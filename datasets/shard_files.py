@@ -11,6 +11,7 @@ from datasets.errors import SourceError
 
 PART = r"(?P<part>\d{5}-of-\d{5})"
 PARQUET = re.compile(rf"(?P<split>[a-z0-9_]+)-{PART}(-[0-9a-f]+)?\.parquet", re.I)
+EXAMPLE = "train-00000-of-00001.parquet"
 TFRECORD = re.compile(rf".+?-(?P<split>[a-z0-9_]+)\.tfrecord-{PART}", re.I)
 
 

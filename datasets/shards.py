@@ -27,6 +27,7 @@ LABEL = ("label", "labels", "fine_label")
 # Rows of a row group that are decoded at once, bytes of its images, and rows of a file: one of 1 MB
 # may say one image, or one label, a billion times.
 BATCH, MAX_BYTES, MAX_ROWS = 64, 2**31, 20_000_000
+MAX_SHOWN = 60  # characters of class names in a message
 UNREADABLE = "its row group cannot be read"
 
 
@@ -37,6 +38,12 @@ def is_grey(data: np.ndarray | bytes | OSError) -> bool:
             return image.mode in ("1", "L")
     except ImageError:
         return True
+
+
+def shown(names: tuple[str, ...]) -> str:
+    """Names of classes in a message, cut where they are many."""
+    text = ", ".join(names)
+    return f"{text[:MAX_SHOWN]}..." if len(text) > MAX_SHOWN else text or "by their numbers alone"
 
 
 def as_shape(dimensions: Any) -> tuple[int, int, int]:
@@ -154,9 +161,11 @@ class Shards:
         for record in tfrecord.records(path):
             features = record.example.features.feature.items()
             known = {
-                n for n, f in features if (kind := f.WhichOneof("kind")) and getattr(f, kind).value
+                n: len(getattr(f, kind).value)
+                for n, f in features
+                if (kind := f.WhichOneof("kind")) and getattr(f, kind).value
             }
-            if not {"image", "label"} <= known:
+            if not {"image", "label"} <= known.keys():
                 raise SourceError(
                     f"{path}: expected features image and label, found {', '.join(sorted(known))}"
                 )
@@ -166,6 +175,12 @@ class Shards:
                     "features.Tensor of uint8 with encoding 'bytes'"
                 )
             ref = str(path), record.offset, record.length
+            for name in ("image", "label"):
+                if known[name] > 1:
+                    raise SourceError(
+                        f"{path}: its row {ref[1:]} has {known[name]} values of {name}, expected "
+                        "one; write it again with one image and one label a row"
+                    )
             origin = [record.one(name) for name in ("sample_id", "copy") if name in known]
             if list(map(type, origin)) == [bytes, int]:  # else another's, of the same name
                 yield (
@@ -188,6 +203,12 @@ class Shards:
                 for name in (columns.image, *wanted):
                     if name not in file.schema_arrow.names:
                         raise SourceError(f"{path}: no column {name!r}, which {self.first} has")
+                names = names_in(file.schema_arrow.metadata, columns.label)
+                if names != columns.classes:
+                    raise SourceError(
+                        f"{path}: its classes are named {shown(names)}, those of {self.first} "
+                        f"{shown(columns.classes)}; write all shards with the same names"
+                    )
                 if file.metadata.num_rows > MAX_ROWS:
                     raise SourceError(f"{path}: more than {MAX_ROWS:,} rows; split it")
                 for group in range(file.num_row_groups):
@@ -195,7 +216,7 @@ class Shards:
                     rows = zip(*(table[name].to_pylist() for name in wanted), strict=True)
                     for i, row in enumerate(rows):
                         yield (str(path), group, i), *row
-        except (pa.ArrowException, OSError, ValueError) as err:
+        except (pa.ArrowException, OSError, ValueError, AttributeError, RecursionError) as err:
             raise SourceError(
                 f"{path}: cannot be read: {first_line(err)}; fetch or write it again"
             ) from err
@@ -231,6 +252,12 @@ class Shards:
             raise SourceError(
                 f"{self.first}: its column {image!r} holds {found.field(image).type}; expected "
                 "image files as binary or as struct<bytes, path>"
+            )
+        kind = found.field(label).type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            raise SourceError(
+                f"{self.first}: its column {label!r} holds text; expected the number of a class: "
+                f"number them, as class_encode_column({label!r}) of Hugging Face's datasets does"
             )
         meta = found.field(image).metadata or {}
         try:

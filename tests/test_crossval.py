@@ -51,7 +51,11 @@ def test_no_sample_is_on_both_sides_whatever_the_order(
     labels: list[int], n_copies: int, n_folds: int, seed: int, order: Any
 ) -> None:
     """Copies without an original, as shards read as a data set give them, are of one sample."""
-    rows = [(f"s{i}@{c}", label) for i, label in enumerate(labels) for c in range(1, n_copies + 1)]
+    rows = [  # copies, and copies of copies
+        (f"s{i}@{c}" + "@1" * (c % 2), label)
+        for i, label in enumerate(labels)
+        for c in range(1, n_copies + 1)
+    ]
     found = folds_of(images([r[0] for r in rows], [r[1] for r in rows]), n_folds, seed)
     assert set(found) == set(range(n_folds))
     fold_of: dict[str, int] = {}

@@ -129,6 +129,25 @@ def test_shards_that_lie_deeper_are_told_where(tmp_path: Path, shard: str) -> No
     assert root / shard in find_shards(place)["train"]
 
 
+@pytest.mark.parametrize("shard", ["train.parquet", "train/0000.parquet", "a/x.tfrecord"])
+def test_shards_whose_names_are_not_known_are_told_how_to_name_them(
+    tmp_path: Path, shard: str
+) -> None:
+    root = write_files(tmp_path, shard)
+    with pytest.raises(
+        SourceError, match=f"no images found, but {shard}: if that is a shard, name"
+    ):
+        open_source(str(root), tmp_path).listing()
+
+
+def test_splits_below_the_classes_are_never_split_anew(tmp_path: Path) -> None:
+    root = write_files(tmp_path, "bottle/train/good/1.png", "bottle/test/bad/2.png", "cable/3.png")
+    with pytest.raises(SourceError, match="hold folders test and train, whose images would be"):
+        Folder(root).listing()
+    (root / "bottle" / "test").rename(root / "bottle" / "other")
+    assert Folder(root).listing().classes == ("bottle", "cable")
+
+
 def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
     root = write_files(tmp_path, "Train/cat/1.png", "train/cat/2.png")
     with pytest.raises(SourceError, match="folders Train, train are one split; join"):

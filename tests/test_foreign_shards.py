@@ -70,7 +70,8 @@ def test_plain_binary_images_are_read_too(tmp_path: Path) -> None:
         ({"image": FILES, "kind": [0] * 6}, r"expected .* a label column \(label or labels"),
         ({"image": [[[1, 2]]], "label": [0]}, "its column 'image' holds list.*; expected image"),
         ({"image": ["a.png"], "label": [0]}, "its column 'image' holds string; expected image"),
-        ({"image": FILES[:1], "label": ["owl"]}, "has the label 'owl'; expected a whole number"),
+        ({"image": FILES[:1], "label": ["owl"]}, "its column 'label' holds text; .*: number them"),
+        ({"image": FILES[:1], "label": [b"owl"]}, "has the label b'owl'; expected a whole number"),
         ({"image": FILES[:2], "label": [0, None]}, r"its row \(0, 1\) has no label, but"),
         ({"image": FILES[:2], "label": [0, -1]}, r"its row \(0, 1\) has no label, but others have"),
         ({"image": FILES[:2], "label": [0, np.nan]}, r"its row \(0, 1\) has no label, but others"),
@@ -182,6 +183,21 @@ def test_a_shard_that_is_cut_or_unlike_the_first_is_named(tmp_path: Path) -> Non
         opened(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("names", "told"), [(["emu", "owl"], "named emu, owl"), (None, "named by their numbers alone")]
+)
+def test_shards_that_name_their_classes_differently_are_refused(
+    tmp_path: Path, names: list[str] | None, told: str
+) -> None:
+    columns = {"image": FILES, "label": [0, 1] * 3}
+    info = {"info": {"features": {"label": {"names": names}}}} if names else None
+    write_parquet(tmp_path / "test-00000-of-00001.parquet", columns, NAMED)
+    path = tmp_path / "train-00000-of-00001.parquet"
+    write_parquet(path, columns, info)
+    with pytest.raises(SourceError, match=f"{path}: its classes are {told}, those of .* owl, emu;"):
+        opened(tmp_path)
+
+
 def test_rows_whose_images_cannot_be_read_are_named_and_no_others(tmp_path: Path) -> None:
     path = tmp_path / "hub" / "train-00000-of-00001.parquet"
     write_parquet(path, {"image": as_structs([None, *FILES[1:]]), "label": [0] * 6})
@@ -200,19 +216,20 @@ def test_rows_whose_images_cannot_be_read_are_named_and_no_others(tmp_path: Path
     assert source.damaged == {(str(path), 1)}  # read once, not once a row
 
 
-def write_tfrecord(path: Path, rows: list[dict[str, bytes | int | None]]) -> Path:
+def write_tfrecord(path: Path, rows: list[dict[str, Any]]) -> Path:
     """A shard as others write it: no sample ids, no copies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         writer = tfrecord.Writer(file, None, "none")  # type: ignore[arg-type]  # not asked for rows
         for row in rows:
             example = tfrecord.example_class()()
-            for name, value in row.items():
+            for name, given in row.items():
                 feature = example.features.feature[name]
-                if isinstance(value, bytes):
-                    feature.bytes_list.value.append(value)
-                elif value is not None:
-                    feature.int64_list.value.append(value)
+                for value in given if isinstance(given, list) else [given]:
+                    if isinstance(value, bytes):
+                        feature.bytes_list.value.append(value)
+                    elif value is not None:
+                        feature.int64_list.value.append(value)
             writer.append(example.SerializeToString())
     return path
 
@@ -236,6 +253,11 @@ def test_tfrecord_of_others_is_numbered_by_row(tmp_path: Path) -> None:
         ({"image": FILES[0], "label": None}, "expected features image and label, found image"),
         ({"image": 7, "label": 0}, "its feature image holds numbers; expected image files"),
         ({"image": FILES[0], "label": b"owl"}, "has the label b'owl'; expected a whole number"),
+        (
+            {"image": FILES[0], "label": [0, 5]},
+            r"its row \(12, .*\) has 2 values of label, expected",
+        ),
+        ({"image": FILES[:3], "label": 0}, "has 3 values of image, expected one"),
     ],
 )
 def test_tfrecord_that_cannot_be_a_data_set_is_told_in_one_line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,32 @@ def test_an_absolute_path_is_taken_as_it_is(tmp_path: Path) -> None:
     assert list(source.read(samples.refs)) == [PNG]
 
 
+def test_a_path_from_the_root_and_one_from_the_list_may_be_one_file(tmp_path: Path) -> None:
+    paths: list[object] = ["a.png", tmp_path / "a.png"]
+    with pytest.raises(SourceError, match="are one file; remove one"):
+        write_list(tmp_path, "csv", {"path": paths, "label": [1, 1]}).listing()
+
+
+@pytest.mark.parametrize("labels", [[1, 0, 1], [1, 2, 0], [1, -1, 0], ["owl", "owl", "owl"]])
+def test_a_parquet_list_has_the_classes_that_hugging_face_named(
+    tmp_path: Path, labels: list[object]
+) -> None:
+    info = {"info": {"features": {"label": {"names": ["owl", "emu"], "_type": "ClassLabel"}}}}
+    table = pa.table({"path": ["a", "b", "c"], "label": labels})
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps(info)}), tmp_path / "l.parquet"
+    )
+    source = ListFile(tmp_path / "l.parquet")
+    if labels == [1, 0, 1]:
+        assert source.listing().classes == ("owl", "emu")
+        assert classes_of(source.listing()) == {"a": "emu", "b": "owl", "c": "emu"}
+    else:
+        with pytest.raises(
+            SourceError, match=r"has the label 2, but|lacks a path or|is no number of"
+        ):
+            check_listing("list", source.listing())
+
+
 @pytest.mark.parametrize(
     ("kind", "columns", "expected"),
     [
@@ -123,7 +150,9 @@ def test_an_absolute_path_is_taken_as_it_is(tmp_path: Path) -> None:
             {"path": ["a\0b"], "label": [1]},
             r"row 1: expected the path of an image, found 'a\\x00b'",
         ),
-        ("parquet", {"image": [{"bytes": PNG}], "label": [1]}, "row 1: .* give its folder instead"),
+        ("csv", {"path": ["a/x", "./a/x"], "label": [1, 1]}, r"'a/x' and '\./a/x' are one file"),
+        ("csv", {"path": ["a/../a/x", "a/x"], "label": [1, 1]}, r"'a/\.\./a/x' and 'a/x' are one"),
+        ("parquet", {"image": [{"bytes": PNG}], "label": [1]}, "row 1: .* and give its folder"),
     ],
 )
 def test_a_list_with_a_wrong_row_is_refused(

@@ -296,6 +296,13 @@ def test_a_cropped_bird_is_the_whole_pixels_around_its_box(tmp_path: Path) -> No
     assert scan(source, train).shapes.tolist() == [[4, 5, 3], [1, 1, 3]]
 
 
+@pytest.mark.parametrize("box", ["1e10 2.0 3.0 4.0", "inf 2.0 3.0 4.0", "nan 2.0 3.0 4.0", "1 2 3"])
+def test_a_box_that_is_none_is_told_in_one_line(tmp_path: Path, box: str) -> None:
+    (write_cub200(tmp_path) / "bounding_boxes.txt").write_text(f"1 {box}\n2 {box}\n3 {box}\n")
+    with pytest.raises(SourceError, match=f"bounding_boxes.txt: '{box}', expected lines such as"):
+        Cub200Cropped(tmp_path).listing()
+
+
 @pytest.mark.parametrize("file", CUB)
 @pytest.mark.parametrize("content", [None, b"1\n2\n3\n", b"9 1\n", b"1 1 \xff\n2 x\n3 nan\n"])
 def test_a_missing_or_wrong_file_of_cub200_is_told_in_one_line(

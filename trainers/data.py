@@ -21,7 +21,7 @@ from pipeline.report import Report
 from pipeline.shard_images import AllCopies, ShardImages
 from pipeline.stream import Images, Stream
 
-COPY_SUFFIX = re.compile(r"@\d+$")
+COPY_SUFFIX = re.compile(r"(@\d+)+$")  # a copy of a copy has two
 
 
 @dataclass(frozen=True)
