@@ -21,7 +21,7 @@ from datasets.schema import Rows, Schema
 from datasets.source import sample_keys
 from datasets.versions import output_of, reading
 from pipeline.history import LINES, read_lines
-from pipeline.job import Job, probe, read_policy
+from pipeline.job import Job, probe, read_policy, version_of
 from pipeline.plan import choose_samples
 from pipeline.rng import MAX_COPY
 
@@ -182,6 +182,9 @@ def recompute(
 
     if job.network:
         raise UserError("its rows are features, which the network alone could make again")
+    policy = read_policy(job.policy)
+    if any(op.is_group for op in policy.library) and job.version != version_of(job.policy):
+        raise UserError("its groups of library ops were drawn as another version of this drew them")
     source = open_source(dataset, data_dir)
     listing = source.listing()
     if not set(job.splits) <= set(listing.splits):
@@ -191,7 +194,6 @@ def recompute(
     if fingerprint(listing.classes, samples, scans) != job.source:
         raise UserError(f"{dataset}: it is not what it was when the output was written")
     where = {name: (part, i) for part in samples.values() for i, name in enumerate(part.ids)}
-    policy = read_policy(job.policy)
     library = LibraryStage(policy.library) if policy.library else None
     for (sample_id, copy), rows in kept.items():
         part, i = where[sample_id]

@@ -14,6 +14,8 @@ from datasets.manifest import sha256_text
 from datasets.schema import Encoding, Schema, canonical_json
 from pipeline.policy import Policy, parse_policy
 
+GROUPS = 2  # 1 gave all ops of a group the same numbers
+
 
 @dataclass(frozen=True)
 class Job:
@@ -68,6 +70,14 @@ class Job:
 @lru_cache(maxsize=8)
 def read_policy(text: str) -> Policy:
     return parse_policy(text)
+
+
+def version_of(policy: str) -> str:
+    """What a job with that policy records as the version of this package. Of one with groups of
+    library ops it says how these are drawn as well: since that has changed, they are other jobs."""
+    own = version("augmentation-pipeline")
+    has_groups = any(op.is_group for op in read_policy(policy).library)
+    return f"{own}, groups {GROUPS}" if has_groups else own
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:

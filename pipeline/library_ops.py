@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import os
+import random
 import sys
 import warnings
 from dataclasses import dataclass
@@ -45,6 +47,12 @@ class LibraryOp:
     @property
     def name(self) -> str:
         return PREFIX + self.class_name
+
+    @property
+    def is_group(self) -> bool:
+        """Whether it runs other transforms (OneOf, Sequential, ...)."""
+        given = [value if isinstance(value, tuple) else (value,) for _, value in self.arguments]
+        return any(isinstance(item, LibraryOp) for value in given for item in value)
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{k}={v!r}" for k, v in self.arguments)
@@ -132,6 +140,7 @@ class LibraryOp:
         class_name = saved["__class_fullname__"].removeprefix(PREFIX)
         unset = {"bbox_params", "keypoint_params", "additional_targets", "seed", "is_check_shapes"}
         skipped = {"__class_fullname__", *(unset if class_name == "Compose" else ())}
+        skipped |= not_taken(class_name)
         for name in (class_name, *saved):
             if not str.isidentifier(name):  # it would be read as other code than it is
                 raise PolicyError(f"{name!r} is no transform of albumentations, nor an option")
@@ -169,8 +178,9 @@ class LibraryOp:
 
         try:
             with warnings.catch_warnings():
-                # The library only warns about an argument that it does not know.
-                warnings.simplefilter("error")
+                # It only warns about an argument that it does not know; all else is advice.
+                warnings.simplefilter("ignore")
+                warnings.filterwarnings("error", r"Argument\(s\) ")
                 return kind(**{k: built(v) for k, v in self.arguments})
         except PolicyError:
             raise
@@ -178,6 +188,17 @@ class LibraryOp:
             lines = str(err).splitlines()[:3] or [type(err).__name__]
             reason = "; ".join(line.strip() for line in lines)
             raise PolicyError(f"{where}: albumentations refuses {self!r}: {reason}") from err
+
+
+def not_taken(class_name: str) -> set[str]:
+    """Options that the library saves of a transform which does not take them: those of the classes
+    that it is derived from."""
+    kind = getattr(import_albumentations(), class_name, None)
+    if not isinstance(kind, type):
+        return set()
+    above = [base.__init__ for base in kind.__mro__[1:] if "__init__" in vars(base)]  # type: ignore[misc]
+    known = {name for init in above for name in inspect.signature(init).parameters}
+    return known - inspect.signature(kind).parameters.keys()
 
 
 def check_size(saved: object) -> None:
@@ -224,10 +245,11 @@ def run_one(
     op: LibraryOp, transform: Any, image: np.ndarray, seed: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """One image through one transform, its generators set from `seed` first."""
-    transform.set_random_seed(seed)
-    has_params = hasattr(transform, "params")
-    if has_params:
-        transform.params = {}  # an earlier call's parameters are not this one's
+    # `set_random_seed` would give every op of a group generators of its own, with the same numbers.
+    transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    singles = singles_of(transform)
+    for single in singles:
+        single.params = {}  # an earlier call's parameters are not this one's
     grey = image.ndim == 2
     pass_over_warnings(OF_LIBRARY)
     try:
@@ -245,10 +267,22 @@ def run_one(
             "change an image's shape or type cannot be part of a policy: set --image-size instead"
         )
     result = np.ascontiguousarray(result)
-    if not has_params:  # a group (OneOf, ...) does not say what it chose; its seed repeats it
-        return result, {}
-    params = {k: recorded(v) for k, v in transform.params.items() if k not in ("shape", "seed")}
-    return result, {"applied": bool(transform.params), "params": params}
+    if singles == [transform]:
+        return result, {"applied": bool(transform.params), "params": params_of(transform)}
+    done = [{"op": PREFIX + type(s).__name__, "params": params_of(s)} for s in singles if s.params]
+    return result, {"applied": bool(done), "transforms": done}
+
+
+def singles_of(transform: Any) -> list[Any]:
+    """The transform itself, or those in a group, however deep."""
+    if hasattr(transform, "params"):
+        return [transform]
+    return [single for inner in transform.transforms for single in singles_of(inner)]
+
+
+def params_of(single: Any) -> dict[str, Any]:
+    """What the library says that it did, in its last call."""
+    return {k: recorded(v) for k, v in single.params.items() if k not in ("shape", "seed")}
 
 
 def recorded(value: Any) -> Any:

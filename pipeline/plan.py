@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from datasets.fingerprint import Scan, fingerprint
 from datasets.source import Listing, Samples, Source, check_listing
 from datasets.versions import latest, version_name
 from pipeline.base import Base, read_base, read_unfinished
-from pipeline.job import Job
+from pipeline.job import Job, version_of
 from pipeline.policy import resolve_policy
 from pipeline.reading import scan_all
 from pipeline.report import Report
@@ -284,7 +283,7 @@ def make_plan(
         shape=shape,
         block_samples=block_samples,
         limit=config.limit,
-        version=version("augmentation-pipeline"),
+        version=version_of(str(policy)),
     )
     return Plan(
         job=job,

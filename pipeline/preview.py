@@ -81,8 +81,9 @@ def caption(params: dict[str, float], library: str | None) -> str:
             parts[-1] += text
         else:
             parts.append(text)
-    done = json.loads(library or "[]")
-    parts += [step["op"].removeprefix(PREFIX) for step in done if step.get("applied", True)]
+    for step in json.loads(library or "[]"):
+        if step.get("applied", True):
+            parts += [s["op"].removeprefix(PREFIX) for s in step.get("transforms", [step])]
     return "  ".join(parts)
 
 

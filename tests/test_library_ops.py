@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.testing import assert_array_equal
 
 from datasets.errors import PolicyError
 from datasets.source import sample_keys
+from pipeline.job import version_of
 from pipeline.library_ops import LibraryStage, import_albumentations
 from pipeline.policy import Policy, parse_policy
 
@@ -83,6 +86,69 @@ def test_groups_are_read_and_repeat() -> None:
     assert all((x == y).all() for x, y in zip(a, b, strict=True))
     grey = sum((x[..., 0] == x[..., 1]).all() for x in a)
     assert 2 < grey < 18
+
+
+FLIPS = "[albumentations.HorizontalFlip(p=0.5), albumentations.VerticalFlip(p=0.5)]"
+
+
+@pytest.mark.parametrize(
+    "group", [f"Sequential({FLIPS})", f"Compose({FLIPS})", f"SomeOf({FLIPS}, n=2)"]
+)
+def test_each_op_of_a_group_draws_for_itself(group: str) -> None:
+    keys = sample_keys([str(i) for i in range(1000)])
+    corner = np.zeros((4, 4, 3), np.uint8)
+    corner[0, 0] = 255
+    policy = parse_policy(f"albumentations.{group.replace(')]', ')], p=1')}")
+    out, _ = apply(policy, [corner] * 1000, keys, 1)
+    counts = np.sum([image[::3, ::3, 0] for image in out], 0).ravel() / 255  # a corner a case
+    assert ((counts - 250) ** 2 / 250).sum() < 16.3  # chi-square of 3 degrees, 0.1 %
+
+
+def test_a_group_says_what_it_did_and_the_library_alone_repeats_it() -> None:
+    images, library = images_of(), import_albumentations()
+    inner = "albumentations.Sequential([albumentations.Posterize(p=0.5)], p=1)"
+    text = f"albumentations.OneOf([albumentations.GaussNoise(p=1), {inner}], p=0.7)"
+    out, done = apply(parse_policy(text), images, KEYS, 1)
+    group = library.OneOf(
+        [library.GaussNoise(p=1), library.Sequential([library.Posterize(p=0.5)], p=1)], p=0.7
+    )
+    seen = set()
+    for image, result, text in zip(images, out, done, strict=True):
+        (step,) = json.loads(text)
+        seed = step["seed"]
+        group.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        assert_array_equal(group(image=image)["image"], result)
+        assert step["applied"] == bool((result != image).any())
+        seen.add(tuple(one["op"].partition(".")[2] for one in step["transforms"]))
+        assert all(one["params"] for one in step["transforms"])
+    assert seen == {(), ("GaussNoise",), ("Posterize",)}
+
+
+def test_jobs_with_groups_alone_are_others_since_their_ops_draw_for_themselves() -> None:
+    plain = version("augmentation-pipeline")
+    assert version_of("standard") == version_of("albumentations.Blur(p=1.0)") == plain
+    assert version_of(f"albumentations.OneOf({FLIPS})") == f"{plain}, groups 2"
+
+
+def test_an_op_that_the_library_only_advises_against_is_taken() -> None:
+    for name in ("ShiftScaleRotate", "PiecewiseAffine", "TimeReverse"):
+        assert parse_policy(f"albumentations.{name}(p=0.5)").library[0].class_name == name
+    with pytest.raises(PolicyError, match=r"Argument\(s\) 'limit' are not valid"):
+        parse_policy("albumentations.ShiftScaleRotate(limit=3)")
+
+
+@pytest.mark.parametrize("name", ["RGBShift", "SafeRotate", "PadIfNeeded"])
+def test_options_that_the_library_saves_without_taking_them_are_left_out(
+    tmp_path: Path, name: str
+) -> None:
+    library = import_albumentations()
+    library.save(library.Compose([getattr(library, name)()]), tmp_path / "p.json")
+    assert parse_policy(str(tmp_path / "p.json")).library[0].class_name == name
+    saved = json.loads((tmp_path / "p.json").read_text())
+    saved["transform"]["transforms"][0]["of_a_later_version"] = 1
+    (tmp_path / "p.json").write_text(json.dumps(saved))
+    with pytest.raises(PolicyError, match=r"Argument\(s\) 'of_a_later_version' are not valid"):
+        parse_policy(str(tmp_path / "p.json"))
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -136,6 +137,9 @@ def test_a_caption_says_what_was_done_and_leaves_out_what_was_not() -> None:
     assert caption(still, "[]") == "flip"
     steps = ['{"op": "albumentations.Blur"}', '{"op": "albumentations.Noise", "applied": false}']
     assert caption({"angle_deg_2": -3.0}, f"[{', '.join(steps)}]") == "rotate -3°  Blur"
+    group = {"op": "albumentations.OneOf", "applied": True, "transforms": [json.loads(steps[0])]}
+    assert caption({}, json.dumps([group])) == "Blur"
+    assert caption({}, json.dumps([group | {"applied": False, "transforms": []}])) == ""
 
 
 def test_the_tenth_of_an_op_is_told_as_the_first_is() -> None:

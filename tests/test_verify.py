@@ -6,6 +6,7 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ import pytest
 
 from datasets.errors import Damaged, UserError
 from datasets.manifest import encode_manifest, read_manifest, sha256_file
-from pipeline.check import RECOMPUTED, check, chosen_rows
+from pipeline.check import RECOMPUTED, check, chosen_rows, recompute
 from tests.running import run, tree_hash, write_photos
 
 DATA_DIR = Path("unused")
@@ -142,6 +143,13 @@ def test_deep_says_that_a_source_has_changed_and_not_that_the_output_is_damaged(
         table.write_text(table.read_text().replace(",train", ",val"))
     said = run("verify", tmp_path / "out", "--deep", "--dataset", table, code=2).stderr
     assert f"--dataset cannot be compared: {table}: {expected}; give what it was made from" in said
+
+
+def test_deep_compares_no_groups_of_library_ops_that_were_drawn_otherwise() -> None:
+    policy = "albumentations.OneOf([albumentations.Blur(p=1)], p=1)"
+    job = SimpleNamespace(network=None, policy=policy, version="0.1.0")
+    with pytest.raises(UserError, match="were drawn as another version of this drew them"):
+        recompute({}, job, None, "digits", DATA_DIR)
 
 
 @pytest.mark.parametrize("column", ["image", "label", "angle_deg"])

@@ -18,7 +18,7 @@ from datasets.commit import commit, hold, is_empty, is_sealed, partial_folder, r
 from datasets.errors import Damaged, OutputError
 from datasets.manifest import Record, read_manifest
 from datasets.schema import Rows, Schema
-from pipeline.job import Job, probe, versions
+from pipeline.job import Job, probe, version_of, versions
 from pipeline.output import finish, prepare_partial
 from pipeline.report import Progress, Report, duration
 from pipeline.shard import HashingFile, finished
@@ -85,7 +85,7 @@ def feature_job(config: TrainConfig, source: Images, model: Any) -> Job:
         shape=(int(model.get_layer(FEATURES).output.shape[-1]),),
         block_samples=None,
         limit=config.data.augment.limit,
-        version=version("augmentation-pipeline"),
+        version=version_of(str(source.policy)),
         network={
             "name": config.model.name,
             "alpha": transfer.alpha,
