@@ -30,6 +30,7 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", "
 MAX_PIXELS = 100_000_000  # of a declared size; 300 MB decoded: a bomb is refused by its header
 MAX_JPEG_SIDE = 65_500
 ORIENTATION = 0x0112
+BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 # Where Pillow looks for one: the chunk, what ImageMagick writes, and XMP.
 PNG_ORIENTATIONS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -107,8 +108,10 @@ def decode(data: bytes, channels: int = 3) -> np.ndarray:
     """(H, W, 3) uint8 RGB, or (H, W, 1) grey with channels=1, as a viewer would show the file.
 
     First frame; EXIF orientation applied; palette, CMYK and LAB converted; transparency over
-    white; 16-bit cut to its high byte. Pillow decodes, since OpenCV gives truncated files without
-    a word; flawless JPEG files are left to simplejpeg, which gives the same pixels sooner.
+    white; 16-bit cut to its high byte. Not so a clear colour (tRNS) in a PNG of 2 or 4 bits of grey
+    or 16 of colour: Pillow looks for it among the values of 8 bits. Pillow decodes, since OpenCV
+    gives truncated files without a word; flawless JPEG files are left to simplejpeg, which gives
+    the same pixels sooner.
     Raises: ImageError with a reason that is the same on every run.
     """
     with opened(data) as image:
@@ -180,6 +183,9 @@ def flatten(image: Image.Image) -> Image.Image:
 
     if image.mode in SIXTEEN_BIT:
         values = np.asarray(image)
+        if tags := getattr(image, "tag_v2", None):  # Pillow gives what TIFF stores, as it is stored
+            values = values << (16 - tags[BITS][0])
+            values = ~values if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else values
         grey = (values >> 8).astype(np.uint8)
         if isinstance(clear := image.info.get("transparency"), int):
             grey[values == clear] = 255

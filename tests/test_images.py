@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import struct
 import warnings
 from pathlib import Path
 
@@ -196,6 +197,30 @@ def test_16_bit_grey_keeps_its_high_byte(format: str) -> None:
     assert_array_equal(shown[..., 0], shown[..., 2])
 
 
+def tiff_of(pixels: bytes, width: int, bits: int, photometric: int, more: list[int]) -> bytes:
+    """A TIFF of one row of grey, by hand: Pillow writes neither 12 bits nor white as zero."""
+    tags = [(256, width), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 0)]
+    tags += [*([(274, more[0])] if more else []), (277, 1), (278, 1), (279, len(pixels))]
+    start = 8 + 2 + 12 * len(tags) + 4
+    rows = [struct.pack("<HHII", tag, 4, 1, start if tag == 273 else v) for tag, v in tags]
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    return head + b"".join(rows) + bytes(4) + pixels
+
+
+@pytest.mark.parametrize("turned", [[], [3]])
+def test_grey_tiff_is_as_bright_as_its_bits_and_its_zero_say(turned: list[int]) -> None:
+    high = np.array([0, 0x12, 0xFF])
+    whole = (high << 8).astype("<u2").tobytes()
+    twelve = bytes.fromhex("000120ff0000")  # 0x000, 0x120, 0xff0, and a rest
+    for data, bits, photometric, want in (
+        (whole, 16, 1, high),
+        (whole, 16, 0, 255 - high),
+        (twelve, 12, 1, high),
+    ):
+        shown = images.decode(tiff_of(data, 3, bits, photometric, turned), channels=1)
+        assert shown.ravel().tolist() == want[:: -1 if turned else 1].tolist()
+
+
 def test_transparent_16_bit_grey_is_shown_over_white() -> None:
     values = np.array([[0, 0x1234, 0x1235]], np.uint16)
     shown = images.decode(saved(Image.fromarray(values), "PNG", transparency=0x1234))
@@ -225,7 +250,6 @@ def test_one_bit_and_grey_become_three_equal_channels_or_one() -> None:
 
 
 def png_that_declares(width: int, height: int) -> bytes:
-    import struct
     import zlib
 
     data = saved(Image.new("RGB", (1, 1)), "PNG")
