@@ -180,13 +180,6 @@ def write(
     started: float,
 ) -> Summary:
     """The part of `materialize` that comes after the plan."""
-    if plan.ignored:
-        shown = ", ".join(plan.ignored[:3]) + (" and more" if len(plan.ignored) > 3 else "")
-        report.say(
-            f"{len(plan.ignored)} passed over: {shown}",
-            event="ignored",
-            files=list(plan.ignored),
-        )
     with ExitStack() as stack:
         check_held = stack.enter_context(hold(plan.out))
         if plan.folder != plan.out and not storage.is_object(plan.out):

@@ -28,8 +28,10 @@ from pipeline.pixels import NOT_READ, Pixels, load_pixels
 from pipeline.plan import (
     AugmentConfig,
     choose_samples,
+    policy_of,
     refuse_too_many_bad,
     refuse_unreadable,
+    tell_listing,
 )
 from pipeline.policy import Policy, refuse_library_ops, resolve_policy
 from pipeline.report import Report, duration
@@ -114,7 +116,9 @@ class OnlineImages:
 
 def open_images(config: AugmentConfig, cache: str, report: Report) -> OnlineImages:
     """`open_split` of a data set that is listed for it alone."""
-    return open_split(*open_listing(config), config, cache, report)
+    source, listing = open_listing(config)
+    tell_listing(config.dataset, listing, report)
+    return open_split(source, listing, config, cache, report)
 
 
 def open_listing(config: AugmentConfig) -> tuple[Source, Listing]:
@@ -135,7 +139,7 @@ def open_split(
     Raises: UserError for a config or a source that cannot work, or with too many bad inputs.
     """
     cv2.setNumThreads(1)  # batches are made in parallel, not the parts of one
-    policy = resolve_policy(config.policy, config.dataset)
+    policy = resolve_policy(config.policy, source.name)
     if config.split not in listing.splits:
         raise UserError(
             f"--split {config.split}: {config.dataset} has {', '.join(listing.splits)}; choose one"
@@ -217,7 +221,7 @@ def stream_through(config: AugmentConfig, engine: str, report: Report) -> str:
     Raises: UserError of each kind, before any work for what the options say.
     """
     if engine == "tensorflow":
-        refuse_library_ops(resolve_policy(config.policy, config.dataset))
+        refuse_library_ops(policy_of(config))
     n_epochs = config.copies
     if n_epochs < 1:
         raise UserError("--online --copies 0: an epoch shows a copy; give --copies 1 or more")

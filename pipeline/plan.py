@@ -19,7 +19,7 @@ from datasets.source import Listing, Samples, Source, check_listing
 from datasets.versions import latest, version_name
 from pipeline.base import Base, read_base, read_unfinished
 from pipeline.job import Job, version_of
-from pipeline.policy import resolve_policy
+from pipeline.policy import Policy, resolve_policy
 from pipeline.reading import scan_all
 from pipeline.report import Report
 from pipeline.rng import MAX_COPY
@@ -138,6 +138,14 @@ class Plan:
         )
 
 
+def policy_of(config: AugmentConfig) -> Policy:
+    """The policy that the options give, or the one that suits their data set.
+
+    Raises: PolicyError, or SourceError if there is no such data set.
+    """
+    return resolve_policy(config.policy, open_source(config.dataset, config.data_dir).name)
+
+
 def choose_splits(config: AugmentConfig, listing: Listing) -> dict[str, int]:
     """Split -> augmented copies: the asked split's, and none for the others."""
     if config.split != "all" and config.split not in listing.splits:
@@ -232,10 +240,10 @@ def make_plan(
     Raises: UserError for anything in the configuration or the source that cannot work.
     """
     out = output_folder(config)
-    policy = resolve_policy(config.policy, config.dataset)
     source = open_source(config.dataset, config.data_dir)
+    policy = resolve_policy(config.policy, source.name)
     listing = check_listing(config.dataset, source.listing())
-    tell_empty(config.dataset, listing, report)
+    tell_listing(config.dataset, listing, report)
     copies = choose_splits(config, listing)
     samples = choose_samples(listing, copies, config.limit)
     n_samples = sum(map(len, samples.values()))
@@ -317,8 +325,12 @@ def refuse_unreadable(dataset: str, samples: dict[str, Samples], scans: dict[str
     raise SourceError(f"{dataset}: the split {' or '.join(scans)} has no image; add some")
 
 
-def tell_empty(dataset: str, listing: Listing, report: Report) -> None:
-    """Says which classes have no image: a folder that is none would be one without a word."""
+def tell_listing(dataset: str, listing: Listing, report: Report) -> None:
+    """Says what was passed over, and which classes have no image: a folder that is none would be
+    one without a word."""
+    if ignored := listing.ignored:
+        shown = ", ".join(ignored[:3]) + (" and more" if len(ignored) > 3 else "")
+        report.say(f"{len(ignored)} passed over: {shown}", event="ignored", files=list(ignored))
     if empty := listing.empty_classes:
         shown = ", ".join(map(repr, empty[:5])) + (" and more" if len(empty) > 5 else "")
         report.say(

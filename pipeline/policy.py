@@ -142,9 +142,9 @@ class Policy:
         return out
 
 
-def resolve_policy(text: str | None, dataset: str) -> Policy:
-    """The policy that `text` writes; where it is None, one that suits the data set."""
-    return parse_policy(DEFAULTS.get(dataset, PRESETS["standard"]) if text is None else text)
+def resolve_policy(text: str | None, name: str) -> Policy:
+    """The policy that `text` writes; where it is None, one that suits the data set of that name."""
+    return parse_policy(DEFAULTS.get(name, PRESETS["standard"]) if text is None else text)
 
 
 def refuse_library_ops(policy: Policy) -> None:

@@ -105,8 +105,8 @@ def from_source(
 
     if not 0 <= seed < 2**64:
         raise UserError(f"--seed: expected 0 to 2**64 - 1, got {seed}")
-    policy = resolve_policy(policy_text, dataset)
     source = open_source(dataset, data_dir)
+    policy = resolve_policy(policy_text, source.name)
     listing = check_listing(dataset, source.listing())
     if split not in listing.splits:
         raise UserError(f"--split {split}: {dataset} has {', '.join(listing.splits)}")

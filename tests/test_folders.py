@@ -20,7 +20,11 @@ from datasets.folder import Folder, split_by_hash
 from datasets.images import decode, encode
 from datasets.shard_files import find_shards
 from datasets.source import Listing, check_listing, is_held_out
+from pipeline.online import open_images
+from pipeline.plan import AugmentConfig
+from pipeline.report import Report
 from tests.running import run, write_photos
+from trainers.data import DataConfig, open_data
 
 IDS = st.lists(st.text(max_size=8), max_size=40, unique=True)
 PNG = encode(np.arange(60, dtype=np.uint8).reshape(4, 5, 3), "png", 95)
@@ -230,6 +234,18 @@ def test_files_that_are_passed_over_are_named(tmp_path: Path, prefix: str) -> No
     assert all(name in told for name in passed_over)
     events = map(json.loads, run(*command, "--log-format", "json").stderr.splitlines())
     assert [e["files"] for e in events if e["event"] == "ignored"] == [passed_over]
+
+
+def test_files_that_are_passed_over_are_named_online_and_by_trainings_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = write_photos(tmp_path / "photos", 30)
+    write_files(photos, "README", "cat/notes.txt")
+    config = AugmentConfig(str(photos), Path("unused"), image_size=(8, 8))
+    open_images(config, "memory", Report())
+    assert "2 passed over: README, cat/notes.txt" in capsys.readouterr().err
+    open_data(DataConfig(config), Report())
+    assert "2 passed over: README, cat/notes.txt" in capsys.readouterr().err
 
 
 def test_names_that_are_no_utf8_reach_the_rows(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +14,13 @@ from numpy.testing import assert_array_equal
 
 from datasets.errors import PolicyError
 from datasets.source import sample_keys
+from pipeline.online import open_images
 from pipeline.ops import OPS, Brightness, Flip, Rotate, Shift
-from pipeline.policy import FILL_MODES, PRESETS, Fill, Policy, parse_policy
+from pipeline.plan import AugmentConfig, make_plan, policy_of
+from pipeline.policy import DEFAULTS, FILL_MODES, PRESETS, Fill, Policy, parse_policy
+from pipeline.preview import from_source
+from pipeline.report import Report
+from tests.running import write_photos
 
 UNIT = st.floats(0, 1)
 BUILT_IN = st.one_of(
@@ -52,6 +59,17 @@ def test_a_policy_may_have_lines_and_a_long_one_is_cut_where_it_cannot_be_read()
         parse_policy("?" * 5000)
     with pytest.raises(PolicyError, match=r"^policy \.\.\.'.*\?\|flip\(\)': cannot be read at "):
         parse_policy("flip()|" * 700 + "?|flip()")
+
+
+def test_digits_are_never_flipped_unless_asked_wherever_they_lie(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "digits")
+    config = AugmentConfig(str(photos), tmp_path, image_size=(8, 8), workers=0)
+    want = str(parse_policy(DEFAULTS["digits"]))
+    assert str(policy_of(config)) == want == str(policy_of(replace(config, dataset="digits")))
+    assert make_plan(config, Report(quiet=True)).job.policy == want
+    assert str(open_images(config, "memory", Report(quiet=True)).policy) == want
+    sheet = from_source(str(photos), tmp_path, "train", None, 1, 1, (8, 8), 0)
+    assert sheet.title.endswith(want)
 
 
 def test_a_preset_may_stand_among_ops() -> None:

@@ -18,7 +18,7 @@ from datasets.errors import UserError
 from datasets.schema import as_utf8, canonical_json
 from datasets.storage import write_atomically
 from pipeline.online import open_listing
-from pipeline.policy import resolve_policy
+from pipeline.plan import policy_of
 from pipeline.report import Report
 from pipeline.stream import import_tensorflow
 from pipeline.workers import run
@@ -57,7 +57,7 @@ class Trial:
 def variants(config: TrainConfig) -> dict[str, TrainConfig]:
     """What is left out -> the training without it, nothing first; of a resolved config."""
     augment = config.data.augment
-    policy = resolve_policy(augment.policy, augment.dataset)
+    policy = policy_of(augment)
     found = {NOTHING: config}
     for i, name in enumerate(policy.op_names):
         text = str(policy.without(i))
@@ -137,7 +137,7 @@ def ablate(
 def anywhere(config: TrainConfig) -> TrainConfig:
     """The same for a worker in another folder: absolute paths, and the policy itself."""
     augment, model = config.data.augment, config.model
-    policy = str(resolve_policy(augment.policy, augment.dataset))
+    policy = str(policy_of(augment))
     dataset = str(origin(config)["dataset"])
     augment = replace(augment, policy=policy, dataset=dataset, data_dir=absolute(augment.data_dir))
     if model.transfer:

@@ -15,8 +15,8 @@ from datasets.manifest import read_manifest
 from datasets.source import is_held_out
 from datasets.versions import reading
 from pipeline.online import augmented, open_listing, open_split
-from pipeline.plan import AugmentConfig, tell_empty
-from pipeline.policy import parse_policy, refuse_library_ops, resolve_policy
+from pipeline.plan import AugmentConfig, policy_of, tell_listing
+from pipeline.policy import parse_policy, refuse_library_ops
 from pipeline.report import Report
 from pipeline.shard_images import AllCopies, ShardImages
 from pipeline.stream import Images, Stream
@@ -150,9 +150,9 @@ def open_online(
 ) -> tuple[Images, Images | None]:
     augment = config.augment
     if config.engine == "tensorflow":
-        refuse_library_ops(resolve_policy(augment.policy, augment.dataset))
+        refuse_library_ops(policy_of(augment))
     source, listing = open_listing(augment)
-    tell_empty(augment.dataset, listing, report)
+    tell_listing(augment.dataset, listing, report)
     if "train" not in listing.splits:
         raise UserError(
             f"{augment.dataset}: has no split train to learn from, but {', '.join(listing.splits)}"
