@@ -32,8 +32,6 @@ from pipeline.options import (
     Policy,
     Quiet,
     augmenting,
-    refuse_offline_options,
-    refuse_online_options,
     with_options_of,
 )
 from trainers.options import RunDataDir, RunDataset, training
@@ -56,7 +54,6 @@ app = typer.Typer(
 @with_options_of(augmenting)
 def augment(
     config: AugmentConfig,
-    context: typer.Context,
     online: Annotated[
         bool, typer.Option("--online/--offline", help="Stream without writing, or write shards.")
     ] = False,
@@ -74,12 +71,10 @@ def augment(
 
     report = Report(quiet=quiet, log_format=log_format.value)
     if online:
-        refuse_offline_options(context)
         from pipeline.online import stream_through
 
         report.result(stream_through(config, engine.value, report))
         return
-    refuse_online_options(context)
     from pipeline import offline
 
     if dry_run:

@@ -139,21 +139,20 @@ def is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def refuse_offline_options(context: typer.Context) -> None:
-    """Raises: UserError if one was given, which --online would not heed."""
+def refuse_mixed_options(context: typer.Context) -> None:
+    """Raises: UserError if one was given that --online, or shards, would not heed."""
+    if not context.params["online"]:
+        if is_given(context, "engine"):
+            raise UserError("--engine: shards are OpenCV's; leave it out, or give --online")
+        return
     for name in ONLY_OFFLINE:
         if is_given(context, name):
             option = "--" + name.replace("_", "-")
             raise UserError(f"--online: writes no shards; leave out {option}")
 
 
-def refuse_online_options(context: typer.Context) -> None:
-    """Raises: UserError if --engine was given, which shards would not heed."""
-    if is_given(context, "engine"):
-        raise UserError("--engine: shards are OpenCV's; leave it out, or give --online")
-
-
 def augmenting(
+    context: typer.Context,
     dataset: Dataset = "digits",
     data_dir: DataDir = DATA_DIR,
     split: Annotated[str, typer.Option(help="The split to augment, or all.")] = "train",
@@ -229,6 +228,7 @@ def augmenting(
     """What `augment` is to write."""
     from pipeline.plan import AugmentConfig
 
+    refuse_mixed_options(context)
     options = {} if workers is None else {"workers": workers}
     return AugmentConfig(
         dataset=dataset,

@@ -99,7 +99,8 @@ class Command:
         app.command()(self.function)
         context = typer.main.get_command(app).make_context(self.name, list(words[1:]))
         if make := getattr(self.function, "make", None):
-            make(**{name: context.params[name] for name in signature(make).parameters})
+            known = {"context": context, **context.params}
+            make(**{name: known[name] for name in signature(make).parameters})
 
 
 def at_home(word: str) -> str:

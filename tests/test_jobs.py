@@ -309,6 +309,8 @@ UNFIT = {
     "{augment: {out: 'ftp://host/x'}}": "ftp://host/x: ftp:// is not known",
     "{augment: {copies: 0, original: false}}": "--copies 0 --no-original: nothing to write",
     "{augment: {keep: 3}}": "--keep 3: is about published versions; give --publish too",
+    "{augment: {online: true, format: tfrecord}}": "--online: writes no shards; leave out --format",
+    "{augment: {engine: tensorflow}}": "--engine: shards are OpenCV's; leave it out",
     "{train: {verify: true}}": "--verify: checks shards; give --offline, or leave it out",
     "{ablate: {out: ~no-such-user/x}}": "Could not determine home directory",
     "{crossval: {mode: freeze}}": "--model cnn: learns from nothing",
