@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import softmax
 
 from datasets.storage import place
 from pipeline.online import open_images
@@ -17,8 +18,9 @@ from pipeline.report import Report
 from tests.running import run, run_script, write_photos
 from trainers.config import TrainConfig, origin
 from trainers.data import DataConfig, open_data
-from trainers.evaluate import EvaluateConfig, data_of, evaluate, predictor
+from trainers.evaluate import EvaluateConfig, data_of, evaluate, load_model, predictor
 from trainers.models import ModelConfig
+from trainers.predictions import read_predictions
 
 JOB = ("train", "--limit", 200, "--threads", 2, "--model", "textbook", "--epochs", 1, "--quiet")
 ALL_OPS = "shift()|rotate()|flip()|brightness()"
@@ -35,16 +37,31 @@ keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(x)).save(sys.ar
 
 
 class Recorder:
-    """A model that keeps what it is shown."""
+    """A model that keeps what it is shown, and believes in one class by how bright that is."""
 
-    def __init__(self) -> None:
+    def __init__(self, favourite: int = 0) -> None:
+        self.favourite = favourite
         self.seen: list[np.ndarray] = []
 
     def __call__(self, images: Any) -> Any:
         import tensorflow as tf
 
         tf.py_function(lambda batch: self.seen.append(batch.numpy()), [images], [])
-        return tf.zeros((tf.shape(images)[0], 10))
+        brightness = tf.reduce_mean(tf.cast(images, tf.float32), (1, 2, 3)) / 100
+        return brightness[:, None] * tf.one_hot(self.favourite, 10)
+
+    def believed(self, images: np.ndarray) -> np.ndarray:
+        """(B, H, W, C) -> (B, 10): the softmax of what it answers."""
+        of_class = np.ones((len(images), 10))
+        of_class[:, self.favourite] = np.exp(images.mean((1, 2, 3)) / 100)
+        return of_class / of_class.sum(1, keepdims=True)
+
+
+def worth(probabilities: np.ndarray, labels: np.ndarray) -> str:
+    """What a line of the command says of them."""
+    accuracy = (probabilities.argmax(1) == labels).mean()
+    loss = -np.log(probabilities[np.arange(len(labels)), labels]).mean()
+    return f"accuracy {accuracy:.4f}, loss {loss:.4f}"
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
@@ -60,25 +77,29 @@ def test_what_is_evaluated_are_the_originals(part: str) -> None:
 def test_test_time_augmentation_adds_copies_and_several_models_are_averaged() -> None:
     augment = AugmentConfig("digits", Path("unused"), limit=50, policy=ALL_OPS)
     source = open_images(augment, "memory", Report(quiet=True))
-    first, second = Recorder(), Recorder()
+    first, second = Recorder(favourite=3), Recorder(favourite=7)
     predictors = [predictor(recorder, source.shape) for recorder in (first, second)]
-    evaluate(predictors, source, source.usable, n_copies=2)
-    want = np.stack([source.images(source.usable, copy) for copy in range(3)])
+    found = evaluate(predictors, source, source.usable, n_copies=2)
+    copies = np.stack([source.images(source.usable, copy) for copy in range(3)])
     for recorder in (first, second):
-        assert_array_equal(np.stack(recorder.seen), want)
+        assert_array_equal(np.stack(recorder.seen), copies)
+    believed = [recorder.believed(copy) for recorder in (first, second) for copy in copies]
+    assert_allclose(found.probabilities, np.mean(believed, axis=0), rtol=1e-5)  # of float32
 
 
 def test_evaluate_tells_what_runs_are_worth_alone_and_together(tmp_path: Path) -> None:
-    run(*JOB, "--ensemble", 2, "--out", tmp_path)
+    run(*JOB, "--ensemble", 2, "--save-h5", "--out", tmp_path)
     first, second = (tmp_path / f"member-{i}" for i in range(2))
     one, two, both = run("evaluate", tmp_path).stdout.splitlines()
     accuracy = json.loads((first / "result.json").read_text())["test_accuracy"]
     assert one.startswith(f"{first}: accuracy ")
     assert two.startswith(f"{second}: accuracy ")
-    assert both.startswith("the 2 together: accuracy ")
     assert f"accuracy {accuracy:.4f}, " in one
-    *_, together, single, all_three = run("evaluate", tmp_path, first).stdout.splitlines()
-    assert together == both.replace("the 2", f"{tmp_path}: its 2")
+    believed = [read_predictions(r / "predictions.parquet", 10) for r in (first, second)]
+    together = np.mean([b.probabilities for b in believed], axis=0), believed[0].labels
+    assert both.startswith(f"the 2 together: {worth(*together)} on 200 images of test; ")
+    *_, of_both, single, all_three = run("evaluate", tmp_path, first).stdout.splitlines()
+    assert of_both == both.replace("the 2", f"{tmp_path}: its 2")
     assert single == one
     assert all_three.startswith("the 3 together: accuracy ")
     assert "on 200 images of test; worst class" in one
@@ -90,6 +111,17 @@ def test_evaluate_tells_what_runs_are_worth_alone_and_together(tmp_path: Path) -
     for option, value in (("--policy", "flip()"), ("--seed", 0)):
         message = run("evaluate", first, option, value, code=2).stderr
         assert f"{option}: originals are not augmented; give --tta too" in message
+
+    with_copies, *others = run(
+        "evaluate", first, first / "model.h5", "--tta", 2
+    ).stdout.splitlines()
+    model = load_model(first / "model.h5")
+    augment = AugmentConfig("digits", Path("unused"), split="test", limit=200)
+    source = open_images(augment, "none", Report(quiet=True))
+    logits = [model.predict(source.images(source.usable, c), verbose=0) for c in range(3)]
+    averaged = np.mean([softmax(each, 1) for each in logits], axis=0), source.labels
+    assert with_copies.startswith(f"{first}: {worth(*averaged)} on 200 images of test; ")
+    assert [o.split(": ")[1] for o in others] == [with_copies.split(": ")[1]] * 2
 
 
 @pytest.mark.parametrize("place_of_data", ["dataset", "offline"])
