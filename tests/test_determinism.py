@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from datasets import tfrecord
 from tests.running import run, tree_hash, write_photos
 
 JOB = ("augment", "--limit", "500", "--copies", "2", "--block-samples", "64")
@@ -60,6 +61,21 @@ def rows(out: Path) -> dict[tuple[str, int], dict[str, object]]:
     return {(r["sample_id"], r["copy"]): r for r in pa.concat_tables(tables).to_pylist()}
 
 
+def rows_of_records(out: Path) -> dict[tuple[str, int], dict[str, object]]:
+    """The same of TFRecord."""
+    found = {}
+    for part in (part for path in out.glob("*.tfrecord-*") for part in tfrecord.read(path)):
+        for i, name in enumerate(part.ids):
+            found[name, part.copy] = {
+                "image": part.images[i].tobytes(),
+                "label": part.labels[i],
+                "sample_id": name,
+                "copy": part.copy,
+                **{param: values[i] for param, values in part.params.items()},
+            }
+    return found
+
+
 def test_adding_an_image_changes_one_shard_and_no_old_row(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", 400)
     run("augment", "--dataset", photos, "--copies", 2, "--encoding", "png", "--out", tmp_path / "a")
@@ -91,7 +107,8 @@ def test_taking_an_op_out_leaves_the_parameters_of_the_others_alone(tmp_path: Pa
 def test_parameters_do_not_depend_on_format_encoding_or_other_copies(tmp_path: Path) -> None:
     run(*JOB, "--workers", 0, "--out", tmp_path / "a")
     run(*JOB, "--workers", 0, "--out", tmp_path / "b", "--encoding", "png", "--no-original")
-    a, b = rows(tmp_path / "a"), rows(tmp_path / "b")
+    run(*JOB, "--workers", 0, "--out", tmp_path / "c", "--format", "tfrecord")
+    a, b, c = rows(tmp_path / "a"), rows(tmp_path / "b"), rows_of_records(tmp_path / "c")
     for key in b.keys() & a.keys():
         assert {**b[key], "image": None} == {**a[key], "image": None}
         pixels = cv2.imdecode(
@@ -99,3 +116,4 @@ def test_parameters_do_not_depend_on_format_encoding_or_other_copies(tmp_path: P
         )
         assert pixels.tobytes() == a[key]["image"]
     assert len(b) >= 2 * 400
+    assert a == c
