@@ -12,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 from PIL import Image
 
-from pipeline.report import duration
+from pipeline.online import open_images
+from pipeline.plan import AugmentConfig
+from pipeline.report import Report, duration
 from tests.running import run, write_photos
-from trainers.evaluate import Evaluation
+from trainers.evaluate import Evaluation, evaluation
 from trainers.html_report import Picture, Section, Share, Table, write_report
-from trainers.pictures import Pair, confused_pairs, confusion, confusion_counts
+from trainers.pictures import Pair, confused_pairs, confusion, confusion_counts, mistakes
 from trainers.run_reports import class_table
 
 VOID = {"br", "hr", "img", "link", "meta", "wbr"}
@@ -192,6 +195,23 @@ def test_pairs_are_counted_by_hand_and_classes_come_worst_first() -> None:
         ["a", 4, Share(0.25), "b (2)"],
         ["b", 2, Share(1.0), ""],
     ]
+
+
+def test_the_mistakes_that_a_network_was_surest_of_come_first() -> None:
+    source = open_images(AugmentConfig("digits", Path("unused"), limit=9), "none", Report())
+    shown = np.array([8, 2, 5, 3])
+    truth = source.labels[shown]
+    guesses = (truth + np.array([1, 0, 1, 2])) % 10
+    probabilities = np.zeros((4, 10), np.float32)
+    for row, (guess, sure) in enumerate(zip(guesses, [0.5, 0.99, 0.9, 0.7], strict=True)):
+        probabilities[row] = (1 - sure) / 9
+        probabilities[row, guess] = sure
+    found = mistakes(evaluation(source, shown, probabilities), source, shown)
+    assert found.title == "3 of 4 wrong, the surest first"
+    (row,) = found.rows
+    for tile, (i, sure) in zip(row, [(2, "90%"), (3, "70%"), (0, "50%")], strict=True):
+        assert tile.caption == f"{guesses[i]} ({sure})  is {truth[i]}"
+        assert_array_equal(tile.image, source.images(shown[[i]], 0)[0])
 
 
 @pytest.mark.parametrize("n_classes", [2, 30, 31, 200])

@@ -14,7 +14,7 @@ from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from pipeline.shard_images import AllCopies, ShardImages
 from pipeline.stream import Stream, as_dataset
-from tests.running import run, write_photos
+from tests.running import run, start, write_photos
 
 POLICY = "shift()|rotate()|brightness()"
 
@@ -146,3 +146,18 @@ def test_what_is_not_whole_is_refused(tmp_path: Path) -> None:
         ShardImages(out, "train")
     with pytest.raises(OutputError, match="no such folder"):
         ShardImages(tmp_path / "nothing", "train")
+
+
+def test_a_training_that_verifies_notices_what_no_reader_would(tmp_path: Path) -> None:
+    out = output(tmp_path)
+    shard = min(out.glob("test-*"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole.replace(b"created", b"Created").replace(b"parquet-cpp", b"parquet-CPP"))
+    assert shard.read_bytes() != whole
+    assert len(ShardImages(out, "test").usable) == 300
+    # A process of its own does not wait for TensorFlow.
+    training = start("train", "--offline", out, "--verify", "--out", tmp_path / "run")
+    _, said = training.communicate(timeout=60)
+    assert training.returncode == 3
+    assert f"{shard}: its sha256 is not the manifest's" in said
+    assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.preview import Sheet, Tile, draw
+from pipeline.preview import Sheet, Tile
 from pipeline.stream import Images
 from trainers.evaluate import Evaluation
 
@@ -186,7 +186,7 @@ def shortened(name: str) -> str:
     return name if len(name) <= MAX_LETTERS else f"{name[:half]}…{name[-half + 1 :]}"
 
 
-def mistakes(found: Evaluation, source: Images, shown: np.ndarray, path: Path) -> None:
+def mistakes(found: Evaluation, source: Images, shown: np.ndarray) -> Sheet:
     """Images of wrong guesses with the highest probability, with guess, truth and probability."""
     sure, classes = found.probabilities.max(1), source.classes
     wrong = np.flatnonzero(found.labels != found.guesses)
@@ -200,4 +200,4 @@ def mistakes(found: Evaluation, source: Images, shown: np.ndarray, path: Path) -
         f"{len(wrong):,} of {len(shown):,} wrong{', the surest first' if len(wrong) > 1 else ''}"
     )
     note = "under each: the guess, how sure it was, and what it is"
-    draw(Sheet(title, [""] * len(rows), [], rows, note=note), path)
+    return Sheet(title, [""] * len(rows), [], rows, note=note)

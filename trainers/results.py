@@ -17,6 +17,7 @@ import numpy as np
 from datasets.errors import UserError
 from datasets.schema import as_utf8, canonical_json
 from datasets.storage import write_atomically
+from pipeline import preview
 from pipeline.stream import Images
 from trainers import pictures
 from trainers.config import TrainConfig, devices
@@ -127,7 +128,7 @@ def draw_guesses(found: Evaluation, source: Images, shown: np.ndarray, out: Path
     """What was guessed of the samples at these positions, and the pictures of it."""
     save_predictions(out / PREDICTIONS, source, shown, found)
     pictures.confusion(found, source.classes, out / "confusion.png")
-    pictures.mistakes(found, source, shown, out / "mistakes.png")
+    preview.draw(pictures.mistakes(found, source, shown), out / "mistakes.png")
 
 
 def finish_ensemble(
