@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,6 +211,33 @@ def test_a_result_that_cannot_be_printed_is_a_failure() -> None:
         done = subprocess.run([PIPELINE, "schema"], stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 5
     assert done.stderr.startswith(b"pipeline: what is written or printed: No space left on device;")
+
+
+BUG = """
+import sys
+import cli, datasets.clean
+def clean(folder):
+    return 1 / 0
+datasets.clean.clean = clean
+sys.argv[0] = "pipeline"
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_bug_ends_with_1_and_its_traceback(tmp_path: Path, log_format: str) -> None:
+    command = [sys.executable, "-c", BUG, "clean", str(tmp_path), "--log-format", log_format]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    told = done.stderr
+    if log_format == "json":
+        event = json.loads(told)
+        assert (event["event"], event["exit_code"]) == ("error", 1)
+        assert "ZeroDivisionError" in event["message"]
+        told = event["traceback"]
+    assert told.lstrip().startswith("Traceback (most recent call last):\n")
+    assert ", in clean\n" in told
+    assert told.rstrip().endswith("ZeroDivisionError: division by zero")
 
 
 def cells(text: str) -> dict[str, list[str]]:
