@@ -17,7 +17,7 @@ from datasets.source import sample_keys
 from pipeline.opencv_kernel import augment_batch, prepare
 from pipeline.plan import AugmentConfig
 from pipeline.policy import parse_policy
-from tests.running import run, run_killed
+from tests.running import Cluster, run, run_killed
 from trainers.ablate import trials, variants
 from trainers.config import TrainConfig, resolved
 from trainers.data import DataConfig
@@ -138,6 +138,13 @@ def test_killed_and_resumed_it_ends_with_the_same_table_as_on_workers(tmp_path: 
         assert_allclose(float(row["mean"]), np.mean(each))
     message = run(*job, "--out", out, code=2).stderr
     assert "go on with --resume" in message
+    there = tmp_path / "there"
+    with Cluster(tmp_path) as dask:
+        dask.scheduler()
+        dask.worker()
+        found = run(*job, "--scheduler", dask.address, "--out", there).stdout
+    assert found.replace(str(there), "") == want
+    run(*job, "--scheduler", dask.address, "--out", tmp_path / "gone", code=5)
 
 
 @pytest.mark.slow
