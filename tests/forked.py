@@ -12,18 +12,38 @@ import atexit
 import gc
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 
 TIMEOUT_S = 300
-MODULES = ("cli", "pipeline.carry", "pipeline.offline", "rich.progress")
-TRAINING = ("train", "evaluate", "crossval", "ablate", "compare", "visualize")
+KILL = Path(__file__).parent / "kill"
+MODULES = (
+    "cli",
+    "pipeline.carry",
+    "pipeline.check",
+    "pipeline.offline",
+    "pydantic",
+    "rich.progress",
+)
 # Not for all: a process ends more slowly with them.
-TRAINING_MODULES = (*MODULES, "matplotlib.figure", "tensorflow", "trainers.train")
+STORAGE_MODULES = (*MODULES, "s3fs", "upath")
+TRAINING = {"train", "evaluate", "crossval", "ablate", "compare", "visualize", "--online"}
+TRAINING_MODULES = (
+    *MODULES,
+    "distributed.system",
+    "jinja2",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "tensorflow",
+    "trainers.results",
+    "trainers.train",
+)
 
 
 @cache
@@ -40,14 +60,27 @@ def server(*modules: str) -> subprocess.Popen[str]:
     return process
 
 
-def run_forked(words: list[str]) -> subprocess.CompletedProcess[str]:
-    """The finished command `pipeline WORDS`; -14 is the code of one that took five minutes."""
+def modules_for(words: list[str], env: dict[str, str]) -> tuple[str, ...]:
+    if TRAINING & {*words}:
+        return TRAINING_MODULES
+    return STORAGE_MODULES if "AWS_ENDPOINT_URL" in env else MODULES
+
+
+def run_forked(
+    words: list[str], env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The finished command `pipeline WORDS`; -14 is the code of one that took five minutes.
+
+    env: What its environment has besides this process's. With a step to be killed at (see
+      `tests/kill`) it has a process group of its own.
+    """
+    env = {**os.environ, **(env or {})}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         files = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in (out, err)]
-        process = server(*(TRAINING_MODULES if words[0] in TRAINING else MODULES))
+        process = server(*modules_for(words, env))
         assert process.stdin is not None
         assert process.stdout is not None
-        json.dump([words, dict(os.environ), os.getcwd(), *files], process.stdin)
+        json.dump([words, env, os.getcwd(), *files], process.stdin)
         print(file=process.stdin, flush=True)
         code = int(process.stdout.readline())
         out.seek(0), err.seek(0)
@@ -67,6 +100,9 @@ def serve() -> None:
             for file, number in ((os.devnull, 0), (out, 1), (err, 2)):
                 os.dup2(os.open(file, os.O_RDWR), number)
             sys.argv = ["pipeline", *words]
+            if "KILL_STEP" in environment:
+                os.setsid()
+                runpy.run_path(str(KILL / "sitecustomize.py"))  # as Python does when it starts
             return
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
     os._exit(0)

@@ -18,10 +18,11 @@ import cv2
 import numpy as np
 import psutil
 
-from tests.forked import run_forked
+from tests.forked import KILL, run_forked
 
 PIPELINE = str(Path(sys.executable).with_name("pipeline"))
-KILL = Path(__file__).parent / "kill"
+# What is looked at once, as Python starts or a module is imported: that takes a new process.
+AT_START = {"PYTHONPATH", "PYTHONIOENCODING", "COLUMNS", "TMPDIR", "KERAS_HOME"}
 
 
 def run(
@@ -34,17 +35,17 @@ def run(
     words = [*map(str, arguments)]
     if words[:1] == ["augment"] and not {"--workers", "--scheduler", "--online"} & {*words}:
         words += ["--workers", "0"]
-    if env is None:
-        result = run_forked(words)
-    else:
+    if AT_START & {*(env or {})}:
         result = subprocess.run(
             [PIPELINE, *words],
             capture_output=True,
             text=True,
-            env={**os.environ, **env},
+            env={**os.environ, **(env or {})},
             timeout=300,
             check=False,
         )
+    else:
+        result = run_forked(words, env)
     assert result.returncode == code, result.stderr + result.stdout
     assert "Traceback" not in result.stderr
     return result
@@ -156,23 +157,10 @@ def run_killed(*arguments: object, step: str, victim: str, folder: Path) -> int:
     (victim="group") or for the one process that gets there (victim="process") when it first
     reaches the step (see tests/kill). Its exit code, negative where it was killed itself."""
     marker = folder / f"killed-{step}"
-    result = subprocess.run(
-        [PIPELINE, *map(str, arguments)],
-        start_new_session=True,
-        capture_output=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(
-                [str(KILL), *filter(None, [os.environ.get("PYTHONPATH")])]
-            ),
-            "KILL_STEP": step,
-            "KILL_VICTIM": victim,
-            "KILL_MARKER": str(marker),
-        },
-        timeout=300,
-        check=False,
-    )
-    assert marker.exists(), f"never reached {step}: {result.stderr.decode()}"
+    path = os.pathsep.join([str(KILL), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {"PYTHONPATH": path, "KILL_STEP": step, "KILL_VICTIM": victim, "KILL_MARKER": str(marker)}
+    result = run_forked([*map(str, arguments)], env)
+    assert marker.exists(), f"never reached {step}: {result.stderr}"
     return result.returncode
 
 
