@@ -152,16 +152,18 @@ def run_script(script: str, *arguments: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def run_killed(*arguments: object, step: str, victim: str, folder: Path) -> int:
+def run_killed(
+    *arguments: object, step: str, victim: str, folder: Path
+) -> subprocess.CompletedProcess[str]:
     """Starts the command in a process group of its own, with a SIGKILL for the whole group
     (victim="group") or for the one process that gets there (victim="process") when it first
-    reaches the step (see tests/kill). Its exit code, negative where it was killed itself."""
+    reaches the step (see tests/kill). Its exit code is negative where it was killed itself."""
     marker = folder / f"killed-{step}"
     path = os.pathsep.join([str(KILL), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {"PYTHONPATH": path, "KILL_STEP": step, "KILL_VICTIM": victim, "KILL_MARKER": str(marker)}
     result = run_forked([*map(str, arguments)], env)
     assert marker.exists(), f"never reached {step}: {result.stderr}"
-    return result.returncode
+    return result
 
 
 def run_killed_after(seconds: float, *arguments: object) -> bool:

@@ -34,16 +34,6 @@ FILES = ["changed.csv", "changed.png", "compare.json", "curves.png"]
 WITHOUT_PICTURE = [name for name in FILES if name != "changed.png"]  # of runs that agree
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small training, and an ensemble of two."""
-    folder = tmp_path_factory.mktemp("runs")
-    small = ("train", "--limit", 200, "--epochs", 1, "--threads", 1, "--model", "textbook")
-    run(*small, "--policy", "none", "--dropout", 0.1, "--quiet", "--out", folder / "one")
-    run(*small, "--ensemble", 2, "--quiet", "--out", folder / "two")
-    return folder
-
-
 def write_run(
     folder: Path,
     guesses: list[int],
@@ -141,8 +131,8 @@ def test_holm_multiplies_by_how_many_are_left_and_never_falls() -> None:
     assert holm([0.6, 0.5, 0.9]) == [1.0, 1.0, 1.0]
 
 
-def test_trainings_and_an_ensemble_are_compared(tmp_path: Path, trained: Path) -> None:
-    paths = [trained / "one", trained / "two" / "member-1", trained / "two"]
+def test_trainings_and_an_ensemble_are_compared(tmp_path: Path, runs: Path) -> None:
+    paths = [runs / "one", runs / "two" / "member-1", runs / "two"]
     out = tmp_path / "out"
     said = run("compare", *paths, "--out", out).stdout
     assert sorted(p.name for p in out.iterdir()) == FILES
@@ -162,7 +152,7 @@ def test_trainings_and_an_ensemble_are_compared(tmp_path: Path, trained: Path) -
         assert f"{row['accuracy']:.4f}  {row['interval'][0]:.4f} to " in said
     one, member, two = found["runs"]
     assert (two["parameters"], two["epochs"]) == (2 * member["parameters"], 2)
-    members = [trained / "two" / f"member-{i}" / "result.json" for i in range(2)]
+    members = [runs / "two" / f"member-{i}" / "result.json" for i in range(2)]
     seconds = [json.loads(path.read_text())["seconds"] for path in members]
     assert two["seconds"] == pytest.approx(sum(seconds))
     assert one["epochs"] == 1
@@ -192,10 +182,8 @@ def test_trainings_and_an_ensemble_are_compared(tmp_path: Path, trained: Path) -
         assert [guess == truth for guess in guesses] == [each[name] for each in right]
 
 
-def test_rows_are_joined_by_sample_in_whatever_order_they_lie(
-    tmp_path: Path, trained: Path
-) -> None:
-    paths = [trained / "one", trained / "two" / "member-0"]
+def test_rows_are_joined_by_sample_in_whatever_order_they_lie(tmp_path: Path, runs: Path) -> None:
+    paths = [runs / "one", runs / "two" / "member-0"]
     run("compare", *paths, "--out", tmp_path / "before")
     other = tmp_path / "member-0"
     shutil.copytree(paths[1], other)

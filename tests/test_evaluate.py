@@ -15,7 +15,7 @@ from datasets.storage import place
 from pipeline.online import open_images
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
-from tests.running import run, run_script, write_photos
+from tests.running import run, write_photos
 from trainers.config import TrainConfig, origin
 from trainers.data import DataConfig, open_data
 from trainers.evaluate import EvaluateConfig, data_of, evaluate, load_model, predictor
@@ -25,15 +25,15 @@ from trainers.predictions import read_predictions
 JOB = ("train", "--limit", 200, "--threads", 2, "--model", "textbook", "--epochs", 1, "--quiet")
 ALL_OPS = "shift()|rotate()|flip()|brightness()"
 
-FOREIGN = """
-import sys
-import keras
-side = int(sys.argv[2]) or None
-inputs = keras.Input((side, side, 1), dtype="uint8")
-x = keras.layers.Rescaling(1 / 255)(inputs)
-x = keras.layers.Flatten()(x) if side else keras.layers.GlobalAveragePooling2D()(x)
-keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(x)).save(sys.argv[1])
-"""
+
+def write_foreign(path: Path, side: int | None) -> None:
+    """A model that ends with probabilities; of images of any size where none is given."""
+    import keras
+
+    inputs = keras.Input((side, side, 1), dtype="uint8")
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    x = keras.layers.Flatten()(x) if side else keras.layers.GlobalAveragePooling2D()(x)
+    keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(x)).save(path)
 
 
 class Recorder:
@@ -87,19 +87,16 @@ def test_test_time_augmentation_adds_copies_and_several_models_are_averaged() ->
     assert_allclose(found.probabilities, np.mean(believed, axis=0), rtol=1e-5)  # of float32
 
 
-def test_evaluate_tells_what_runs_are_worth_alone_and_together(tmp_path: Path) -> None:
-    run(*JOB, "--ensemble", 2, "--save-h5", "--out", tmp_path)
-    first, second = (tmp_path / f"member-{i}" for i in range(2))
-    one, two, both = run("evaluate", tmp_path).stdout.splitlines()
+def test_evaluate_tells_what_runs_are_worth_alone_and_together(runs: Path) -> None:
+    two = runs / "two"
+    first, second = (two / f"member-{i}" for i in range(2))
+    one, other, both, single, all_three = run("evaluate", two, first).stdout.splitlines()
     accuracy = json.loads((first / "result.json").read_text())["test_accuracy"]
-    assert one.startswith(f"{first}: accuracy ")
-    assert two.startswith(f"{second}: accuracy ")
-    assert f"accuracy {accuracy:.4f}, " in one
+    assert one.startswith(f"{first}: accuracy {accuracy:.4f}, ")
+    assert other.startswith(f"{second}: accuracy ")
     believed = [read_predictions(r / "predictions.parquet", 10) for r in (first, second)]
     together = np.mean([b.probabilities for b in believed], axis=0), believed[0].labels
-    assert both.startswith(f"the 2 together: {worth(*together)} on 200 images of test; ")
-    *_, of_both, single, all_three = run("evaluate", tmp_path, first).stdout.splitlines()
-    assert of_both == both.replace("the 2", f"{tmp_path}: its 2")
+    assert both.startswith(f"{two}: its 2 together: {worth(*together)} on 200 images of test; ")
     assert single == one
     assert all_three.startswith("the 3 together: accuracy ")
     assert "on 200 images of test; worst class" in one
@@ -144,26 +141,23 @@ def test_a_run_remembers_where_its_data_was_and_how_bad(tmp_path: Path, place_of
         (b"PK no model", (), "is no .keras archive"),
         (b"PK\5\6" + bytes(18), (), "cannot be loaded as a Keras model"),
         (
-            "model",
+            "run",
             ("--dataset", "photos", "--image-size", 8),
             "takes 1-channel images, the data set has 3",
         ),
         (
-            "model",
+            "run",
             ("--image-size", 20),
             "(8, 8, 1), the data set has (20, 20, 1); give --image-size 8x8",
         ),
     ],
 )
 def test_models_that_cannot_be_used_are_told_in_one_line(
-    tmp_path: Path, content: object, options: tuple[object, ...], expected: str
+    tmp_path: Path, runs: Path, content: object, options: tuple[object, ...], expected: str
 ) -> None:
     write_photos(tmp_path / "photos", 40)
-    path = tmp_path / "model.keras"
-    if content == "model":
-        run(*JOB, "--out", tmp_path / "run")
-        path = tmp_path / "run"
-    elif isinstance(content, bytes):
+    path = runs / "one" if content == "run" else tmp_path / "model.keras"
+    if isinstance(content, bytes):
         path.write_bytes(content)
     arguments = [tmp_path / o if o == "photos" else o for o in options]
     result = run("evaluate", path, *arguments, code=2)
@@ -180,14 +174,15 @@ def test_a_data_set_with_other_classes_is_refused(tmp_path: Path) -> None:
     assert "knows other classes than the data set ('dog' where that has 'cow')" in message
 
 
-@pytest.mark.parametrize("side", [pytest.param(8, marks=pytest.mark.slow), 0])  # 0: of any size
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
+@pytest.mark.parametrize("side", [pytest.param(8, marks=pytest.mark.slow), None])
 def test_models_made_elsewhere_are_evaluated_by_their_own_probabilities(
-    side: int, tmp_path: Path
+    side: int | None, tmp_path: Path
 ) -> None:
     import keras
 
     path = tmp_path / "foreign.keras"
-    run_script(FOREIGN, path, side)
+    write_foreign(path, side)
     assert "give --dataset" in run("evaluate", path, code=2).stderr
     found = run("evaluate", path, "--dataset", "digits").stdout
     augment = AugmentConfig("digits", Path("unused"), split="test")

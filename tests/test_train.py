@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,16 @@ SMALL = ("--limit", 200, "--threads", 2)
 QUICK = (*SMALL, "--model", "textbook")  # its graph is made in half the time
 JOB = ("train", *QUICK, "--batch-norm", "--epochs", 3, "--dropout", 0.2, "--quiet")
 POLICY = "shift()|rotate()|brightness()|albumentations.GaussNoise(p=0.5)"
+FINISHED = ("train", *QUICK, "--epochs", 1, "--save-h5", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of that command, which says nothing."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    said = run(*FINISHED, "--out", out)
+    assert (said.stdout, said.stderr) == ("", "")
+    return out
 
 
 def state_of(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -50,7 +61,6 @@ def test_shards_and_the_online_path_give_the_same_losses_and_weights(
 ) -> None:
     augment = ("augment", "--limit", 200, "--copies", 2, "--seed", 4, "--policy", POLICY)
     run(*augment, "--format", form, "--workers", 0, "--out", tmp_path / "shards")
-    # Three epochs of two copies: the third shows copy 1 again, which online would be copy 3.
     job = ("train", *QUICK, "--batch-norm", "--epochs", 2, "--seed", 3, "--dropout", 0.2, "--quiet")
     run(*job, "--augment-seed", 4, "--policy", POLICY, "--out", tmp_path / "online")
     shards = [o for o in job if o not in ("--limit", 200)]
@@ -67,15 +77,26 @@ def timeless_report(out: Path) -> str:
     return found
 
 
+def epochs_told(stderr: str) -> list[int]:
+    """The numbers of the epochs that a command with `--log-format json` has trained."""
+    told = map(json.loads, stderr.splitlines())
+    return [event["epoch"] for event in told if event["event"] == "epoch"]
+
+
 def test_a_training_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> None:
-    run(*JOB, "--out", tmp_path / "whole")
-    out = tmp_path / "again"
-    for step, given in {"rename state again": (), "rename result": ("--cache", "none")}.items():
-        job = (*JOB, "--resume", *given, "--out", out)
-        run_killed(*job, step=step, victim="group", folder=tmp_path)
+    """Of the default network, whose optimizer has momenta and averages of the weights."""
+    job = ("train", *SMALL, "--epochs", 3, "--dropout", 0.2, "--log-format", "json")
+    run(*job, "--out", tmp_path / "whole")
+    out, again = tmp_path / "again", (*job, "--resume", "--out", tmp_path / "again")
+    for step, given, trained in (
+        ("rename state again", (), [1]),
+        ("rename result", ("--cache", "none"), [2, 3]),
+    ):
+        killed = run_killed(*again, *given, step=step, victim="group", folder=tmp_path)
+        assert epochs_told(killed.stderr) == trained
         assert not (out / "result.json").exists()
     assert (out / "report.html").exists()  # whole, and not what says that the run is
-    run(*JOB, "--resume", "--log-format", "json", "--out", out)
+    assert epochs_told(run(*again).stderr) == []
     assert_same_training(tmp_path / "whole", out)
     assert timeless_report(out) == timeless_report(tmp_path / "whole")
     found, want = (json.loads((f / "result.json").read_text()) for f in (out, tmp_path / "whole"))
@@ -95,10 +116,8 @@ assert "trainers" not in sys.modules
 """
 
 
-def test_saved_models_reload_elsewhere_and_predict_the_same(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    quiet = run("train", *QUICK, "--epochs", 1, "--save-h5", "--quiet", "--out", out)
-    assert (quiet.stdout, quiet.stderr) == ("", "")
+def test_saved_models_reload_elsewhere_and_predict_the_same(tmp_path: Path, finished: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
     files = [out / "model.keras", out / "model.h5"]
     run_script(PREDICT, *files)
     found = [np.load(f"{file}.npy") for file in files]
@@ -320,6 +339,28 @@ def test_no_mistakes_and_nothing_to_test_are_no_mistakes_of_ours(tmp_path: Path)
     assert (tmp_path / "run" / "mistakes.png").is_file()
 
 
+def test_training_ends_when_no_epoch_is_better_and_keeps_the_best_ones_weights(
+    tmp_path: Path,
+) -> None:
+    """Two colours, the other way round among what is held out: to learn them is to get worse."""
+    for i in range(40):
+        name = f"train/{'ab'[i % 2]}/{i}.png"
+        (is_held,) = is_held_out([name], 0.4, "validation")
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((16, 16, 3), 255 * ((i % 2) ^ is_held), np.uint8))
+    (tmp_path / "photos" / "test" / "a").mkdir(parents=True)
+    job = ("train", "--dataset", tmp_path / "photos", "--val-fraction", 0.4, "--policy", "none")
+    job += ("--model", "textbook", "--dropout", 0, "--batch-size", 8, "--threads", 2, "--quiet")
+    run(*job, "--epochs", 9, "--patience", 2, "--out", tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "result.json").read_text())
+    _, first, *later = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    losses = [float(line.split(",")[3]) for line in (first, *later)]
+    assert losses == sorted(losses)
+    assert (found["best_epoch"], found["epochs"], len(losses)) == (1, 3, 3)
+    assert (found["split"], found["val_loss"]) == ("val", pytest.approx(losses[0]))
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -335,7 +376,7 @@ def test_no_mistakes_and_nothing_to_test_are_no_mistakes_of_ours(tmp_path: Path)
         (("--dataset", "untrained", "--image-size", 16), "has no split train to learn from, but t"),
         (("--offline", "shards", "--engine", "tensorflow"), "leave out --engine"),
         (("--dataset", "alone", "--image-size", 16), "are of one class, and there is nothing to"),
-        (("--lr", 1e30), "training has diverged; give a lower --lr"),
+        (("--lr", 1e30, "--model", "textbook"), "training has diverged; give a lower --lr"),
         (("--offline", "nowhere"), "no such folder; expected the output of"),
         (("--online", "--offline", "shards"), "give one of them"),
         (("--val-fraction", 0.001), "samples to train on and 0 to validate with"),
@@ -438,9 +479,8 @@ def test_other_threads_are_refused_unless_that_is_wanted(tmp_path: Path) -> None
     assert [run["threads"] for run in config["earlier"]] == [2]
 
 
-def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    job = ("train", *QUICK, "--epochs", 1, "--quiet", "--out", tmp_path / "run")
-    run(*job)
+def test_another_run_in_the_same_folder_is_refused(tmp_path: Path, finished: Path) -> None:
+    job = (*FINISHED, "--out", shutil.copytree(finished, tmp_path / "run"))
     assert "holds this run; go on with --resume" in run(*job, code=2).stderr
     assert "seed was 0, now 1" in run(*job, "--seed", 1, "--resume", code=2).stderr
     (tmp_path / "other").mkdir()
@@ -454,11 +494,13 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     assert "cannot be resumed from" in run(*job, "--resume", code=3).stderr
 
 
-def test_what_is_finished_is_done_whatever_threads_there_are_now(tmp_path: Path) -> None:
-    job = ("train", *QUICK, "--epochs", 1, "--out", tmp_path / "run", "--resume")
-    run(*job)
+def test_what_is_finished_is_done_whatever_threads_there_are_now(
+    tmp_path: Path, finished: Path
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
     before = tree_hash(tmp_path / "run")
-    said = run(*job, "--threads", 1, "--overwrite").stderr
+    job = [word for word in FINISHED if word != "--quiet"]
+    said = run(*job, "--threads", 1, "--resume", "--overwrite", "--out", out).stderr
     assert "trained before, with other threads or libraries" in said
     changed = {name for name, found in tree_hash(tmp_path / "run").items() if found != before[name]}
     assert changed <= {"config.json"}  # where the data was found
@@ -485,11 +527,10 @@ def test_only_a_run_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", ["replace run", pytest.param("rename result", marks=SLOW)])
 def test_a_run_that_is_to_be_replaced_is_whole_until_the_new_one_is(
-    tmp_path: Path, step: str
+    tmp_path: Path, finished: Path, step: str
 ) -> None:
-    job = ("train", *QUICK, "--epochs", 1, "--quiet", "--out", tmp_path / "out")
-    run(*job)
-    before = tree_hash(tmp_path / "out")
+    job = (*FINISHED, "--out", shutil.copytree(finished, tmp_path / "out"))
+    before = tree_hash(finished)
     again = (*job, "--seed", 1, "--resume", "--overwrite")
     run_killed(*again, step=step, victim="group", folder=tmp_path)
     waiting = next(tmp_path.glob(".out.replaced-*"), tmp_path / "out")
