@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,29 @@ def config_of(tmp_path: Path, **options: Any) -> TrainConfig:
 
 
 def test_each_op_and_regularizer_is_left_out_once(tmp_path: Path) -> None:
-    found = variants(config_of(tmp_path, weight_decay=1e-4, batch_norm=True, policy=LIBRARY))
+    whole = config_of(tmp_path, weight_decay=1e-4, batch_norm=True, policy=LIBRARY)
+    whole = replace(whole, label_smoothing=0.1)
+    found = variants(whole)
     ops = ["shift", "rotate", "rotate 2", "flip", "brightness"]
     ops += ["albumentations.GaussNoise", "albumentations.CoarseDropout"]
-    regularizers = ["dropout", "weight decay", "batch normalization"]
-    assert list(found) == ["nothing", *ops, *regularizers]
-    assert found["dropout"].model.dropout == 0
-    assert found["dropout"].model.weight_decay == 1e-4
-    text = found["rotate"].data.augment.policy or ""
-    assert "rotate(degrees=20.0, p=0.0)|rotate(degrees=5.0, p=0.5)" in text
+    regularizers: dict[str, dict[str, Any]] = {
+        "dropout": {"dropout": 0.0},
+        "weight decay": {"weight_decay": 0.0},
+        "batch normalization": {"batch_norm": False},
+    }
+    assert list(found) == ["nothing", *ops, *regularizers, "label smoothing"]
+    assert found["nothing"] == whole
+    texts = str(parse_policy(LIBRARY)).split("|")
+    for i, name in enumerate(ops):
+        text = found[name].data.augment.policy or ""
+        kept = text.split("|")
+        assert kept.pop(i).endswith("p=0.0)")
+        assert kept == texts[:i] + texts[i + 1 :]
+        data = replace(whole.data, augment=replace(whole.data.augment, policy=text))
+        assert found[name] == replace(whole, data=data)
+    for name, options in regularizers.items():
+        assert found[name] == replace(whole, model=replace(whole.model, **options))
+    assert found["label smoothing"] == replace(whole, label_smoothing=0.0)
     seeds = trials(config_of(tmp_path), 2)
     assert len(seeds) == 2 * len(variants(config_of(tmp_path)))
     assert len({trial.config.out for trial in seeds}) == len(seeds)

@@ -15,7 +15,7 @@ from pipeline.online import open_images
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from tests.running import run, run_killed
-from tests.small_backbones import NETWORK, SIDE, arrays, load, made
+from tests.small_backbones import NETWORK, SIDE, THREADS, arrays, load, made
 from trainers.backbones import stages_of
 from trainers.transfer import Phase, TransferConfig, phases, resolved_transfer, unfreeze
 
@@ -141,12 +141,10 @@ def miniature_cub(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", [pytest.param("cub200", marks=pytest.mark.slow), "cub200_cropped"])
-def test_a_miniature_of_cub200_is_split_cropped_and_learned(
-    name: str, weights: Path, tmp_path: Path
-) -> None:
+def test_a_miniature_of_cub200_is_split_cropped_and_learned(name: str, tmp_path: Path) -> None:
     miniature_cub(tmp_path / "cub200" / "CUB_200_2011")
     where = ("--dataset", name, "--data-dir", tmp_path, "--policy", "none", "--val-fraction", 0.3)
-    job = ("train", *where, *NETWORK, "--weights", weights, "--mode", "fine-tune", "--epochs", 6)
+    job = ("train", *where, "--model", "textbook", "--image-size", SIDE, *THREADS, "--epochs", 8)
     run(*job, "--out", tmp_path / "run")
     rows = pq.read_table(tmp_path / "run" / "predictions.parquet").to_pydict()
     assert len(rows["sample_id"]) == 12
