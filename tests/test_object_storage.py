@@ -27,6 +27,7 @@ from tests.test_sources import write_cub200
 JOB = ("augment", "--copies", 2, "--image-size", 24, "--encoding", "png")
 JOB += ("--block-samples", 16, "--max-bad", 0.1)
 VERSION = "0123456789abcdef"
+LISTED = ("augment", "--copies", 1, "--image-size", 24, "--block-samples", 16, "--workers", 0)
 SLOW = pytest.mark.slow
 ENV_OF_NOBODY = {"AWS_SHARED_CREDENTIALS_FILE": "/dev/null", "AWS_CONFIG_FILE": "/dev/null"}
 
@@ -87,33 +88,33 @@ def test_an_output_in_object_storage_has_the_bytes_of_one_on_disk(
     assert "rows made again from the source are equal" in said
 
 
-def test_shards_and_lists_in_object_storage_are_sources_too(
-    server: Server, place: str, tmp_path: Path
-) -> None:
-    folder, photos = server.root / "data" / place, server.root / "data" / "photos"
+@pytest.fixture(scope="module")
+def sources(server: Server) -> None:
+    """The photos once more: as a list, and as shards of both formats."""
+    photos = server.root / "data" / "photos"
     names = [p.relative_to(photos.parent).as_posix() for p in sorted(photos.rglob("*.png"))[1:]]
     text = "path,label\n" + "".join(f"{name},{name.split('/')[1]}\n" for name in names)
-    listed = f"{place}.csv"
-    local = photos.parent / listed
-    server.files().pipe_file(f"data/{listed}", text.encode())
+    server.files().pipe_file("data/photos.csv", text.encode())
     for kind in ("parquet", "tfrecord"):
-        job = ("augment", "--copies", 1, "--image-size", 24, "--workers", 0, "--format", kind)
-        run(*job, "--dataset", local, "--out", tmp_path / kind)
-        there = ("--dataset", f"s3://data/{listed}", "--out", f"s3://data/{place}/{kind}")
-        run(*job, *there, env=server.env)
-        assert tree_hash(latest(folder / kind)) == tree_hash(tmp_path / kind)
-        again = (
-            "--dataset",
-            f"s3://data/{place}/{kind}",
-            "--out",
-            f"s3://data/{place}/again-{kind}",
-        )
+        there = ("--dataset", "s3://data/photos.csv", "--out", f"s3://data/{kind}")
+        run(*LISTED, "--format", kind, *there, env=server.env)
+
+
+def test_shards_and_lists_in_object_storage_are_sources_too(
+    server: Server, place: str, sources: None, tmp_path: Path
+) -> None:
+    data = server.root / "data"
+    for kind in ("parquet", "tfrecord"):
+        job = (*LISTED, "--format", kind)
+        run(*job, "--dataset", data / "photos.csv", "--out", tmp_path / kind)
+        assert tree_hash(latest(data / kind)) == tree_hash(tmp_path / kind)
+        again = ("--dataset", f"s3://data/{kind}", "--out", f"s3://data/{place}/again-{kind}")
         run(*job, *again, env=server.env)
-        assert latest(folder / f"again-{kind}") is not None
+        assert latest(data / place / f"again-{kind}") is not None
     sheet = tmp_path / "sheet.png"
-    run("preview", f"s3://data/{place}/parquet", "--out", sheet, env=server.env)
+    run("preview", "s3://data/parquet", "--out", sheet, env=server.env)
     assert sheet.stat().st_size
-    assert "shift_x_px" in run("inspect", f"s3://data/{place}/tfrecord", env=server.env).stdout
+    assert "shift_x_px" in run("inspect", "s3://data/tfrecord", env=server.env).stdout
 
 
 def test_the_official_folder_of_cub200_is_read_from_object_storage(
@@ -308,18 +309,6 @@ def test_a_storage_that_goes_away_ends_the_run_and_quarantines_nothing(
     assert latest(server.root / "data" / place / "out") is None
     run(*command(out, "--workers", 0), env=server.env)
     assert tree_hash(latest(server.root / "data" / place / "out")) == undisturbed
-
-
-@pytest.fixture(scope="module")
-def sources(server: Server) -> None:
-    """The photos once more: as a list, and as shards of both formats."""
-    photos = server.root / "data" / "photos"
-    names = [p.relative_to(photos.parent).as_posix() for p in sorted(photos.rglob("*.png"))[1:]]
-    text = "path,label\n" + "".join(f"{name},{name.split('/')[1]}\n" for name in names)
-    server.files().pipe_file("data/photos.csv", text.encode())
-    for kind in ("parquet", "tfrecord"):
-        job = command(f"s3://data/{kind}", "--workers", 0, "--format", kind)
-        run(*job, env=server.env)
 
 
 @pytest.mark.parametrize(
@@ -553,12 +542,18 @@ def test_parts_of_uploads_that_a_killed_run_left_are_ended(server: Server, place
     assert "nothing is there" in said
 
 
+@pytest.fixture(scope="module")
+def committed(server: Server) -> str:
+    """An output that stays as it is."""
+    run(*command("s3://data/committed", "--workers", 0), env=server.env)
+    return "s3://data/committed"
+
+
 @pytest.mark.parametrize("order", ["clean", "verify", "augment"])
 def test_a_storage_that_does_not_answer_is_not_taken_for_an_empty_one(
-    server: Server, place: str, undisturbed: dict[str, str], order: str
+    server: Server, committed: str, undisturbed: dict[str, str], order: str
 ) -> None:
-    out, folder = f"s3://data/{place}/out", server.root / "data" / place / "out"
-    run(*command(out, "--workers", 0), env=server.env)
+    out, folder = committed, server.root / "data" / "committed"
 
     def fault(method: str, path: str) -> str | None:
         is_asked = method == "HEAD" and path.endswith(("/_SUCCESS", "/_manifest.json"))
