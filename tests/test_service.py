@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from datasets.commit import hold, is_held
 from pipeline.history import append_line, read_lines
 from pipeline.metrics import exposition
+from pipeline.service import GRACE_S
 from tests.running import PIPELINE, run, run_script, tree_hash, wait_until
 
 SHORT = {"limit": 40, "copies": 1, "workers": 0}
@@ -259,7 +260,7 @@ else:
 def test_a_signal_ends_a_run_with_workers_and_the_next_one_goes_on(
     tmp_path: Path, number: int, code: int
 ) -> None:
-    step = augment(tmp_path, limit=100, copies=700, workers=2, **{"block-samples": 16})
+    step = augment(tmp_path, limit=100, copies=200, workers=2, **{"block-samples": 16})
     job = write_job(tmp_path, step)
     with running(job, lambda: any(tmp_path.glob(".out.partial-*/.records/*"))) as process:
         others = family(process)
@@ -273,7 +274,7 @@ def test_a_signal_ends_a_run_with_workers_and_the_next_one_goes_on(
     assert not (tmp_path / "out").exists()
     assert "resuming: " in run("run", job, "--set", "augment.workers=0").stderr
     assert [record["exit_code"] for record in records(tmp_path)] == [code, 0]
-    options = ("--limit", 100, "--copies", 700, "--block-samples", 16, "--workers", 0)
+    options = ("--limit", 100, "--copies", 200, "--block-samples", 16, "--workers", 0)
     run("augment", *options, "--out", tmp_path / "whole")
     assert tree_hash(tmp_path / "out") == tree_hash(tmp_path / "whole")
 
@@ -362,7 +363,8 @@ def test_a_step_that_does_not_end_is_killed_with_all_that_it_started(tmp_path: P
         others = family(process)
         assert len(others) == 2
         process.terminate()
-        assert process.wait(timeout=60) == 143
+        assert process.wait(timeout=15) == 143  # on a busy machine; elsewhere within 5 s
+    assert GRACE_S < 5
     assert_gone(others)
     assert records(tmp_path)[0]["exit_code"] == 143
 
