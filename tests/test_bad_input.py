@@ -18,7 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets.manifest import read_manifest
-from tests.running import PIPELINE, leftovers, run, tree_hash, write_photos
+from tests.running import (
+    PIPELINE,
+    leftovers,
+    run,
+    tree_hash,
+    wait_for_first_shard,
+    write_photos,
+)
 
 
 def refused(code: int, *arguments: object) -> str:
@@ -124,8 +131,7 @@ def test_what_appears_there_while_a_run_goes_on_is_not_replaced(tmp_path: Path) 
     out = tmp_path / "out"
     job = ("augment", "--copies", 200, "--workers", 0, "--out", out, "--quiet")
     process = subprocess.Popen([PIPELINE, *map(str, job)], stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list(tmp_path.glob(".out.partial-*/.records/*.json")):
-        pass
+    wait_for_first_shard(out)
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
     _, stderr = process.communicate(timeout=120)
@@ -282,8 +288,7 @@ def test_a_disk_that_fills_up_during_the_run_and_is_freed_again(
     process = subprocess.Popen(
         [PIPELINE, *map(str, job), "--out", str(out)], stderr=subprocess.PIPE, text=True
     )
-    while process.poll() is None and not list(small_disk.glob(".out.partial-*/.records/*.json")):
-        pass
+    wait_for_first_shard(out)
     fill_up(ballast)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 5, stderr
@@ -374,8 +379,7 @@ def test_an_interrupted_run_says_so_and_goes_on(tmp_path: Path, sent: int, code:
         text=True,
         start_new_session=True,
     )
-    while process.poll() is None and not list(tmp_path.glob(".out.partial-*/*.parquet")):
-        pass
+    wait_for_first_shard(out)
     if sent == signal.SIGINT:
         os.killpg(process.pid, sent)  # as from a terminal: to every process of the run
     else:

@@ -20,7 +20,7 @@ from datasets.catalog import CATALOG
 from datasets.manifest import read_manifest
 from pipeline.ops import OPS
 from pipeline.policy import PRESETS
-from tests.running import PIPELINE, leftovers, run, tree_hash, write_photos
+from tests.running import PIPELINE, leftovers, run, tree_hash, wait_until, write_photos
 
 JOB = ("augment", "--limit", 300, "--copies", 2, "--workers", 0)
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6}
@@ -135,8 +135,7 @@ def running(tmp_path: Path) -> Iterator[Path]:
     out = tmp_path / "out"
     command = [PIPELINE, "augment", "--copies", "1000", "--workers", "0", "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(tmp_path.glob(".out.partial-*")):
-        pass
+    wait_until(lambda: list(tmp_path.glob(".out.partial-*")), "the run")
     yield out
     assert process.poll() is None  # else it was not running while the test looked
     process.send_signal(signal.SIGTERM)
