@@ -37,7 +37,7 @@ LONG = (
     "--limit",
     "1000",
     "--copies",
-    "100",
+    "40",
     "--block-samples",
     "16",
     "--no-eval-splits",
@@ -384,7 +384,10 @@ def test_a_run_without_workers_sweeps_too(tmp_path: Path, temporary: Path) -> No
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize("stopped", ["nothing", "coordinator", "everything"])
+@pytest.mark.parametrize(
+    "stopped",
+    ["nothing", *(pytest.param(s, marks=pytest.mark.slow) for s in ("coordinator", "everything"))],
+)
 def test_no_process_outlives_a_killed_coordinator(tmp_path: Path, stopped: str) -> None:
     job = start(*LONG, "--out", tmp_path / "out", env={"MARK_OF_TEST": str(tmp_path)})
     wait_for_first_shard(tmp_path / "out")

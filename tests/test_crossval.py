@@ -30,6 +30,7 @@ from trainers.models import ModelConfig
 from trainers.options import training
 
 SMALL = ("--limit", 150, "--threads", 2, "--epochs", 1, "--quiet", "--folds", 2)
+SMALL += ("--model", "textbook")
 
 
 def images(ids: list[str], labels: list[int], unusable: frozenset[int] = frozenset()) -> Images:

@@ -20,12 +20,12 @@ JOB = ("augment", "--limit", "500", "--copies", "2", "--block-samples", "64")
 @pytest.mark.parametrize("form", ["parquet", pytest.param("tfrecord", marks=pytest.mark.slow)])
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, form: str) -> None:
     hashes = []
-    for n in (0, 1, 2, 4):
+    for n in (0, 1, 4):
         out = tmp_path / f"{n}" / "out"
         run(*JOB, "--format", form, "--workers", n, "--out", out)
         hashes.append(tree_hash(out))
     assert len(hashes[0]) > 8
-    assert hashes[0] == hashes[1] == hashes[2] == hashes[3]
+    assert hashes[0] == hashes[1] == hashes[2]
 
 
 def write_list(path: Path, rows: list[tuple[str, str]]) -> Path:
@@ -77,7 +77,7 @@ def rows_of_records(out: Path) -> dict[tuple[str, int], dict[str, object]]:
 
 
 def test_adding_an_image_changes_one_shard_and_no_old_row(tmp_path: Path) -> None:
-    photos = write_photos(tmp_path / "photos", 400)
+    photos = write_photos(tmp_path / "photos", 260)
     run("augment", "--dataset", photos, "--copies", 2, "--encoding", "png", "--out", tmp_path / "a")
     cv2.imwrite(str(photos / "cat" / "new.png"), np.full((21, 24, 3), 77, np.uint8))
     run("augment", "--dataset", photos, "--copies", 2, "--encoding", "png", "--out", tmp_path / "b")
