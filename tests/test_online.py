@@ -31,6 +31,7 @@ from tests.running import run, run_script, write_photos
 QUIET = Report(quiet=True)
 EVERY_OP = ("shift()", "rotate()", "flip()", "brightness()", "flip(vertical=0.5)|fill(mode='wrap')")
 ALL = "shift()|rotate()|flip()|brightness()"
+TOGETHER = (ALL, "shift(x=0.4)|rotate(degrees=60)|fill(mode='wrap')")
 
 
 def stream_of(dataset: str, batch_size: int = 50, cache: str = "memory", **options) -> Stream:
@@ -109,11 +110,12 @@ def test_images_beyond_the_cache_are_decoded_whenever_they_are_shown(
 
 
 @pytest.mark.parametrize(
-    "policy", [*EVERY_OP, ALL, "shift(x=0.4)|rotate(degrees=60)|fill(mode='wrap')"]
-)
-@pytest.mark.parametrize("size", [(24, 24), (90, 70)])
+    ("size", "policy"),
+    [*(((24, 24), policy) for policy in (*EVERY_OP, *TOGETHER)),
+     *(((90, 70), policy) for policy in TOGETHER)],
+)  # fmt: skip
 def test_graph_ops_give_nearly_the_same_pixels(
-    tmp_path: Path, policy: str, size: tuple[int, int]
+    tmp_path: Path, size: tuple[int, int], policy: str
 ) -> None:
     photos = write_photos(tmp_path / "photos", 60)
     stream = stream_of(str(photos), policy=policy, image_size=size)
