@@ -33,7 +33,8 @@ MODULES = (
 )
 # Not for all: a process ends more slowly with them.
 STORAGE_MODULES = (*MODULES, "s3fs", "upath")
-TRAINING = {"train", "evaluate", "crossval", "ablate", "compare", "visualize", "--online"}
+SCRIPT = "-c"  # before Python source that uses TensorFlow, and its arguments
+TRAINING = {"train", "evaluate", "crossval", "ablate", "compare", "visualize", "--online", SCRIPT}
 TRAINING_MODULES = (
     *MODULES,
     "distributed.system",
@@ -69,7 +70,7 @@ def modules_for(words: list[str], env: dict[str, str]) -> tuple[str, ...]:
 def run_forked(
     words: list[str], env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The finished command `pipeline WORDS`; -14 is the code of one that took five minutes.
+    """The finished command `pipeline WORDS`, or script; after five minutes it ends with -14.
 
     env: What its environment has besides this process's. With a step to be killed at (see
       `tests/kill`) it has a process group of its own.
@@ -114,4 +115,9 @@ if __name__ == "__main__":
         import_module(name)
     gc.freeze()
     serve()
-    sys.modules["cli"].main()
+    if sys.argv[1:2] == [SCRIPT]:
+        source = sys.argv.pop(2)
+        del sys.argv[0]
+        exec(source, {"__name__": "__main__"})
+    else:
+        sys.modules["cli"].main()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from datasets.commit import partial_folders
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
+from tests.forked import SCRIPT, run_forked
 from tests.running import PIPELINE, run, run_killed
 from tests.small_backbones import NETWORK, SIDE, THREADS, arrays, load, made
 from trainers.backbones import FEATURES
@@ -69,8 +69,9 @@ def test_training_on_features_is_training_through_the_frozen_backbone(
     job += ("--weights", weights, "--alpha", 0.25, "--mode", "freeze", "--epochs", 6)
     regularized = ("--weight-decay", 1e-3, "--batch-norm")
     run(*job, *regularized, "--features", tmp_path / "features", "--out", tmp_path / "run")
-    script = [sys.executable, "-c", THROUGH, shards, weights, tmp_path / "through", per_epoch]
-    subprocess.run(list(map(str, script)), check=True, timeout=300)
+    script = (SCRIPT, THROUGH, shards, weights, tmp_path / "through", per_epoch)
+    done = run_forked([*map(str, script)])
+    assert done.returncode == 0, done.stderr
     images = np.random.default_rng(3).integers(0, 256, (64, SIDE, SIDE, 3), np.uint8)
     found, want = (load(tmp_path / f / "model.keras")(images).numpy() for f in ("run", "through"))
     assert np.abs(found - want).max() / np.abs(want).max() < 1e-4
