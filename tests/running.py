@@ -153,14 +153,16 @@ def run_script(script: str, *arguments: object) -> None:
 
 
 def run_killed(
-    *arguments: object, step: str, victim: str, folder: Path
+    *arguments: object, step: str, victim: str, folder: Path, number: int = signal.SIGKILL
 ) -> subprocess.CompletedProcess[str]:
-    """Starts the command in a process group of its own, with a SIGKILL for the whole group
-    (victim="group") or for the one process that gets there (victim="process") when it first
-    reaches the step (see tests/kill). Its exit code is negative where it was killed itself."""
+    """Starts the command in a process group of its own, with a SIGKILL, or the signal of another
+    number, for the whole group (victim="group") or for the one process that gets there
+    (victim="process") when it first reaches the step (see tests/kill). Its exit code is negative
+    where it was killed itself."""
     marker = folder / f"killed-{step}"
     path = os.pathsep.join([str(KILL), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {"PYTHONPATH": path, "KILL_STEP": step, "KILL_VICTIM": victim, "KILL_MARKER": str(marker)}
+    env["KILL_SIGNAL"] = str(int(number))
     result = run_forked([*map(str, arguments)], env)
     assert marker.exists(), f"never reached {step}: {result.stderr}"
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,14 @@ def test_a_training_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_pa
     job = ("train", *SMALL, "--epochs", 3, "--dropout", 0.2, "--log-format", "json")
     run(*job, "--out", tmp_path / "whole")
     out, again = tmp_path / "again", (*job, "--resume", "--out", tmp_path / "again")
-    for step, given, trained in (
-        ("rename state again", (), [1]),
-        ("rename result", ("--cache", "none"), [2, 3]),
+    for step, number, code, given, trained in (
+        ("rename state again", signal.SIGKILL, -9, (), [1]),
+        ("rename result", signal.SIGINT, 130, ("--cache", "none"), [2, 3]),  # Ctrl-C
     ):
-        killed = run_killed(*again, *given, step=step, victim="group", folder=tmp_path)
+        killed = run_killed(
+            *again, *given, step=step, victim="group", folder=tmp_path, number=number
+        )
+        assert killed.returncode == code
         assert epochs_told(killed.stderr) == trained
         assert not (out / "result.json").exists()
     assert (out / "report.html").exists()  # whole, and not what says that the run is
@@ -441,7 +445,14 @@ def test_mistakes_do_not_wait_for_tensorflow(
 def test_images_that_changed_are_another_run(tmp_path: Path) -> None:
     photos, out = write_photos(tmp_path / "photos", 60), tmp_path / "run"
     job = ("train", "--dataset", photos, "--image-size", 16, "--epochs", 1, "--quiet")
-    run_killed(*job, "--out", out, step="rename result", victim="group", folder=tmp_path)
+    stopped = run_killed(
+        *(*job, "--out", out), step="rename result", victim="group", folder=tmp_path,
+        number=signal.SIGTERM,
+    )  # fmt: skip
+    assert stopped.returncode == 143
+    told = "pipeline: stopped; the same command goes on from there with --resume"
+    assert stopped.stderr.splitlines()[-1] == told
+    assert sorted(out.parent.glob("*.lock")) == []
     first, second = sorted((photos / "cat").iterdir())[:2]
     first.write_bytes(second.read_bytes())
     assert "the source's content differs" in run(*job, "--out", out, "--resume", code=2).stderr

@@ -1,4 +1,5 @@
-"""Kills a process, or its whole group, the moment it reaches a step of the commit protocol.
+"""Kills a process, or its whole group, the moment it reaches a step of the commit protocol; or
+sends it another signal.
 
 Python imports this at start-up where the folder is on PYTHONPATH; worker processes inherit that. So
 the product has no hook for its tests.
@@ -7,7 +8,6 @@ the product has no hook for its tests.
 import contextlib
 import os
 import re
-import signal
 import sys
 import threading
 
@@ -41,9 +41,11 @@ STEPS = {
 def kill() -> None:
     with contextlib.suppress(FileExistsError):
         os.close(os.open(os.environ["KILL_MARKER"], os.O_CREAT | os.O_EXCL))
+        number = int(os.environ["KILL_SIGNAL"])
         if os.environ["KILL_VICTIM"] == "group":
-            os.killpg(os.getpgid(0), signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
+            os.killpg(os.getpgid(0), number)
+        else:
+            os.kill(os.getpid(), number)
 
 
 def kill_once_written(path: str) -> None:
