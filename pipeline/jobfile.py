@@ -279,7 +279,7 @@ def outputs_in_history(job: JobFile) -> Iterator[str]:
     taken = (job.history / job.name).resolve()
     for number, step in enumerate(job.steps, 1):
         default = DEFAULT_OUT.get(step.command.name, "")
-        source = Path(step.options.get("dataset", "digits")).name
+        source = Path(step.options.get("offline") or step.options.get("dataset", "digits")).name
         out = step.options.get("out", default.format(source))
         if out and Path(out).expanduser().resolve() == taken:
             yield (

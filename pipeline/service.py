@@ -146,8 +146,10 @@ def run_job(job: JobFile, changes: Sequence[str], start: Sequence[str], report: 
             code, error = getattr(told or err, "exit_code", 1), repr(err)
             raise
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # the record is worth some time more
             history.finish({**record, "end": timestamp(), "exit_code": code, "error": error})
         if code:
+            signal.setitimer(signal.ITIMER_REAL, OVER_S - GRACE_S)
             report.error(f"{job.name}: {error}", code, job=job.name)
         else:
             took = duration(time.monotonic() - started)

@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -88,8 +89,12 @@ class ShardImages:
     def refuse_replaced(self) -> None:
         """Raises: EnvironmentFailed if other shards have come in the place of those of the
         manifest."""
-        if was_replaced(self.folder, self.handle) and read_manifest(self.folder) != self.manifest:
-            raise replaced(self.folder)
+        if not was_replaced(self.folder, self.handle):
+            return
+        with suppress(UserError):  # none there, in the moment of a commit
+            if read_manifest(self.folder) == self.manifest:
+                return
+        raise replaced(self.folder)
 
     def first_copy(self, record: Record) -> tuple[list[str], np.ndarray]:
         """Sample ids and labels of a shard's samples, in the order of the rows of each copy."""

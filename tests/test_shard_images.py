@@ -62,6 +62,10 @@ def test_an_output_that_is_replaced_is_not_read_on(tmp_path: Path) -> None:
     output(tmp_path, "--overwrite", "--seed", 6)
     with pytest.raises(EnvironmentFailed, match="another output took its place"):
         other.images(other.usable, 1)
+    newest = ShardImages(out, "train")
+    (out / "_SUCCESS").unlink()  # as for a moment of each commit
+    with pytest.raises(EnvironmentFailed, match="another output took its place"):
+        newest.images(newest.usable, 1)
 
 
 def test_photos_in_many_blocks_too(tmp_path: Path) -> None:
