@@ -109,6 +109,9 @@ def open_folder(path: Path) -> Source:
     version = latest(path)
     path = path if version is None else path / version
     if is_unfinished(path):
-        raise SourceError(f"{path}: a run has begun to write there and has not come to its end")
+        raise SourceError(
+            f"{path}: a run has begun to write there and has not come to its end; run its command "
+            "again, or name another data set"
+        )
     shards = find_shards(path)
     return Shards(path, shards) if shards else Folder(path)

@@ -94,31 +94,31 @@ def clean_objects(folder: Path) -> Iterator[str]:
     """Removes the versions in object storage, of `folder` or of outputs below it, that were never
     finished, and parts of uploads."""
     busy: list[str] = []
-    n_lines = 0
     with failures(folder):
         known = storage.files_below(folder)
-        versions = sorted({match["version"] for match in map(OURS.fullmatch, known) if match})
-        outs = {(folder / version).parent for version in versions} or {folder}
-        for out in sorted(outs, key=str):
+        is_there = bool(known)
+        names = sorted({match["version"] for match in map(OURS.fullmatch, known) if match})
+        versions = [folder / name for name in names]
+        for out in sorted({version.parent for version in versions} or {folder}, key=str):
             try:
                 with leased(out):
-                    for line in clean_output(out, [folder / version for version in versions]):
-                        n_lines += 1
+                    for line in clean_output(out, [v for v in versions if v.parent == out]):
+                        is_there = True
                         yield line
             except OutputBusy as err:
                 busy.append(str(err))
     if busy:
         raise OutputBusy("; ".join(busy))
-    if not (known or n_lines):
+    if not is_there:
         raise UserError(
             f"{folder}: nothing is there; expected an output, or what outputs lie below"
         )
 
 
 def clean_output(out: Path, versions: list[Path]) -> Iterator[str]:
-    """The part of `clean_objects` that is about one output; versions: Of all of them."""
+    """The part of `clean_objects` that is about one output, of which these are the versions."""
     for path in versions:
-        if path.parent == out and storage.kind(path / SUCCESS) != "file":
+        if storage.kind(path / SUCCESS) != "file":
             storage.remove(path)
             yield f"removed {path}"
     for version, path in indexes(out):

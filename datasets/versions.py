@@ -254,6 +254,7 @@ def was_replaced(found: Path, handle: int | None) -> bool:
 
 
 def replaced(found: Path) -> EnvironmentFailed:
+    """What to raise then, where what was read may be half of each."""
     return EnvironmentFailed(
         f"{found}: another output took its place while it was read; run the same command again "
         "(what --publish writes stays whole while it is read)"

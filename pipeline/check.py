@@ -184,7 +184,7 @@ def recompute(
         raise UserError("its rows are features, which the network alone could make again")
     policy = read_policy(job.policy)
     if any(op.is_group for op in policy.library) and job.version != version_of(job.policy):
-        raise UserError("its groups of library ops were drawn as another version of this drew them")
+        raise UserError("an earlier version wrote it, which drew groups of library ops otherwise")
     source = open_source(dataset, data_dir)
     listing = source.listing()
     if not set(job.splits) <= set(listing.splits):

@@ -53,7 +53,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError):  # the end of a line, that a crash cut off
+        except (ValueError, RecursionError):  # cut off by a crash, or no record
             continue
         if isinstance(record, dict):
             found.append(record)

@@ -16,6 +16,8 @@ from pipeline.job_schema import KEYS, PLACEHOLDER, Placeholder, job_model
 from pipeline.steps import Command, at_home
 
 UNITS_S = {"s": 1, "min": 60, "h": 3600}
+# Where outputs go unless told, by the name of the data: as `output_folder` of plans, `run_folder`
+# of trainings and `apart` of the command line say once the data are known.
 DEFAULT_OUT = {
     "augment": "augmented/{}",
     "train": "runs/{}",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from datasets.errors import PolicyError
@@ -89,6 +89,13 @@ def check(text: str) -> None:
 
 
 FUZZ = settings(suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+
+
+@settings(FUZZ)
+@given(st.text(max_size=60))
+@example("'\x1b[31m'")  # Python, unlike nearly all that is drawn
+def test_any_text_is_a_policy_or_one_line_about_it(text: str) -> None:
+    check(text)
 
 
 @settings(FUZZ, max_examples=300)

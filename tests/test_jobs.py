@@ -17,10 +17,12 @@ from jsonschema import Draft202012Validator
 import cli
 from datasets.errors import UserError
 from pipeline.job_schema import json_schema
-from pipeline.jobfile import JobFile, read_job
+from pipeline.jobfile import DEFAULT_OUT, JobFile, read_job
+from pipeline.plan import AugmentConfig, output_folder
 from pipeline.steps import LEFT_OUT, Option, command_of
 from pipeline.yaml_file import MAX_BYTES, read_yaml
 from tests.running import PIPELINE, run
+from trainers.config import run_folder
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {step.__name__: command_of(step) for step in cli.STEPS}
@@ -269,6 +271,9 @@ def test_an_output_beside_the_history_has_another_name_than_the_job(tmp_path: Pa
     assert "is where the records of the job nightly are" in refusal(tmp_path, job % "nightly")
     job = "name: digits\nhistory: augmented\nsteps: [{augment: }]"
     assert "out: augmented/digits is where the records" in refusal(tmp_path, job)
+    plan = AugmentConfig("digits", tmp_path)
+    assert output_folder(plan) == Path(DEFAULT_OUT["augment"].format("digits")).resolve()
+    assert run_folder(None, None, "digits") == Path(DEFAULT_OUT["train"].format("digits")).resolve()
 
 
 @pytest.mark.parametrize("step", ["augment: {dataset: %s}", "verify: {folder: a, dataset: %s}"])

@@ -148,7 +148,7 @@ def test_deep_says_that_a_source_has_changed_and_not_that_the_output_is_damaged(
 def test_deep_compares_no_groups_of_library_ops_that_were_drawn_otherwise() -> None:
     policy = "albumentations.OneOf([albumentations.Blur(p=1)], p=1)"
     job = SimpleNamespace(network=None, policy=policy, version="0.1.0")
-    with pytest.raises(UserError, match="were drawn as another version of this drew them"):
+    with pytest.raises(UserError, match="an earlier version wrote it, which drew groups"):
         recompute({}, job, None, "digits", DATA_DIR)
 
 
