@@ -23,6 +23,7 @@ from datasets.versions import output_of, reading
 from pipeline.history import LINES, read_lines
 from pipeline.job import Job, probe, read_policy, version_of
 from pipeline.plan import choose_samples
+from pipeline.report import counted
 from pipeline.rng import MAX_COPY
 
 RECOMPUTED = 64  # rows of an output that --deep makes again from the source
@@ -79,9 +80,12 @@ def check_version(folder: Path, deep: bool, dataset: str | None, data_dir: Path)
     if found:
         listed = "; ".join(f"{name}: {what}" for name, what in found[:20])
         more = f"; and {len(found) - 20} more" if len(found) > 20 else ""
-        raise Damaged(f"{folder}: {len(found)} files are damaged: {listed}{more}; {mended(folder)}")
+        raise Damaged(
+            f"{folder}: {counted(len(found), 'damaged file')}: {listed}{more}; {mended(folder)}"
+        )
     rows = sum(record.rows for record in manifest.shards)
-    line = f"{folder}: {rows:,} images in {len(manifest.shards)} shards, every hash fits"
+    held = f"{counted(rows, 'image')} in {counted(len(manifest.shards), 'shard')}"
+    line = f"{folder}: {held}, every hash fits"
     return f"{line}; {check_deep(folder, manifest, dataset, data_dir)}" if deep else line
 
 
@@ -115,7 +119,7 @@ def check_deep(folder: Path, manifest: Manifest, dataset: str | None, data_dir: 
                 f"{err}; give what it was made from, or leave out --dataset to check without it"
             ) from err
         return f"{line}; NOT compared with the source: {err}"
-    return f"{line}; {n_same} rows made again from the source are equal"
+    return f"{line}; {counted(n_same, 'row')} made again from the source, all equal"
 
 
 def source_of(folder: Path, manifest: Manifest) -> str:

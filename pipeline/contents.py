@@ -12,7 +12,7 @@ from datasets.formats import FORMATS
 from datasets.manifest import Manifest, read_manifest
 from datasets.versions import reading
 from pipeline.check import read_job
-from pipeline.report import size
+from pipeline.report import counted, size
 
 
 def describe(folder: Path) -> None:
@@ -32,8 +32,8 @@ def describe(folder: Path) -> None:
     job.add_row("source", manifest.job["source"][:16])
     job.add_row("job hash", manifest.job_sha256[:16])
     n_bytes = sum(r.bytes for r in manifest.shards)
-    job.add_row("size", f"{size(n_bytes)} in {len(manifest.shards)} shards")
-    job.add_row("not used", f"{len(manifest.quarantined)} inputs")
+    job.add_row("size", f"{size(n_bytes)} in {counted(len(manifest.shards), 'shard')}")
+    job.add_row("not used", counted(len(manifest.quarantined), "input"))
     console.print(job)
 
     columns = alike(counts)

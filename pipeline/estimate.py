@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.plan import Plan
-from pipeline.report import duration, size
+from pipeline.report import counted, duration, size
 from pipeline.task import Task, usable_shapes
 
 # Samples that are written for an estimate, two copies of each; more while they decode to 1 MB.
@@ -58,9 +58,10 @@ def describe_plan(plan: Plan, n_workers: int) -> str:
     n_bytes, seconds = estimate_bytes(plan)
     seconds /= max(1, n_workers)
     workers = f"{n_workers} workers" if n_workers > 1 else "one worker"
+    n_shards = sum(split["blocks"] for split in plan.job.splits.values())
     lines = [
-        f"would write {plan.folder}: {plan.n_images:,} images in "
-        f"{sum(s['blocks'] for s in plan.job.splits.values())} shards, about {size(n_bytes)}, "
+        f"would write {plan.folder}: {counted(plan.n_images, 'image')} in "
+        f"{counted(n_shards, 'shard')}, about {size(n_bytes)}, "
         f"about {duration(seconds)} on {workers} (measured on a few samples)",
         f"policy  {plan.job.policy}",
         f"image   {'x'.join(map(str, plan.job.shape)) if plan.job.shape else 'sizes differ'}, "
@@ -68,5 +69,8 @@ def describe_plan(plan: Plan, n_workers: int) -> str:
     ]
     for split, blocks in plan.job.splits.items():
         n, copies = len(plan.samples[split]), len(plan.job.copies(split))
-        lines.append(f"{split:7} {n:,} samples x {copies} copies in {blocks['blocks']} shards")
+        lines.append(
+            f"{split:7} {counted(n, 'sample')} x {counted(copies, 'copy', 'copies')} in "
+            f"{counted(blocks['blocks'], 'shard')}"
+        )
     return "\n".join(lines)

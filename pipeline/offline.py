@@ -47,7 +47,7 @@ from pipeline.plan import (
     output_folder,
     refuse_too_many_bad,
 )
-from pipeline.report import Report
+from pipeline.report import Report, counted
 from pipeline.scratch import sweep
 from pipeline.summary import Summary, recorded, summarize
 from pipeline.task import Tasks
@@ -142,7 +142,9 @@ def describe_base(plan: Plan, base: Base) -> str:
         else:
             n_samples = int((task.carried.origins >= 0).sum())
             n_rows += n_samples * len(plan.job.copies(task.split))
-    return f"kept    {n_whole} shards as they are and {n_rows:,} images of others"
+    return (
+        f"kept    {counted(n_whole, 'shard')} as they are and {counted(n_rows, 'image')} of others"
+    )
 
 
 def materialize(config: AugmentConfig, report: Report) -> Summary:

@@ -34,7 +34,7 @@ from pipeline.plan import (
     tell_listing,
 )
 from pipeline.policy import Policy, refuse_library_ops, resolve_policy
-from pipeline.report import Report, duration
+from pipeline.report import Report, counted, duration
 from pipeline.rng import MAX_COPY
 from pipeline.stream import (
     AHEAD,
@@ -243,8 +243,8 @@ def stream_through(config: AugmentConfig, engine: str, report: Report) -> str:
     seconds = max(1e-9, time.monotonic() - started)
     drawn = preview.draw(contact_sheet(source, engine, min(n_epochs, N_EPOCHS_SHOWN)), out)
     return (
-        f"{n_epochs} epochs of {stream.n_samples:,} images: {total / seconds:,.0f} images/s with "
-        f"--engine {engine}, {duration(seconds)}\n{drawn}"
+        f"{counted(n_epochs, 'epoch')} of {counted(stream.n_samples, 'image')}: "
+        f"{total / seconds:,.0f} images/s with --engine {engine}, {duration(seconds)}\n{drawn}"
     )
 
 

@@ -25,6 +25,7 @@ from pipeline.check import read_job
 from pipeline.library_ops import PREFIX, LibraryStage
 from pipeline.opencv_kernel import augment_batch, prepare
 from pipeline.policy import resolve_policy
+from pipeline.report import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -240,7 +241,7 @@ def draw(sheet: Sheet, out: Path) -> str:
         canvas.save(out, format="PNG")
     except OSError as err:
         raise EnvironmentFailed(f"--out {out}: cannot be written ({err.strerror})") from err
-    shown = f"{out}: {len(sheet.rows)} samples, {n_columns} images of each"
+    shown = f"{out}: {counted(len(sheet.rows), 'sample')}, {counted(n_columns, 'image')} of each"
     return "\n".join([shown, *(printable(f"not shown: {reason}") for reason in sheet.bad)])
 
 

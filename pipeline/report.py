@@ -31,6 +31,11 @@ def duration(seconds: float) -> str:
     )
 
 
+def counted(n: int, one: str, many: str = "") -> str:
+    """1 shard, 2,000 shards."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
 def size(n_bytes: float) -> str:
     """512 B, 3.4 MB, 1.2 GB (powers of 1000)."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
@@ -165,15 +170,16 @@ def summary_lines(summary: Summary, report: Report) -> None:
     else:
         parts = ", ".join(f"{split} {rows:,}" for split, rows in summary.splits.items())
         text = (
-            f"{summary.out}: {summary.rows:,} images ({parts}) in {summary.n_shards} shards, "
-            f"{size(summary.n_bytes)}"
+            f"{summary.out}: {counted(summary.rows, 'image')} ({parts}) in "
+            f"{counted(summary.n_shards, 'shard')}, {size(summary.n_bytes)}"
         )
         if summary.n_reused:
-            text += f" ({summary.n_reused} shards from the run before)"
+            text += f" ({counted(summary.n_reused, 'shard')} from the run before)"
         is_carried = summary.n_kept or summary.n_carried
         if is_carried:
             text += (
-                f" ({summary.n_kept} shards kept, {summary.n_carried:,} rows carried over, "
+                f" ({counted(summary.n_kept, 'shard')} kept, "
+                f"{counted(summary.n_carried, 'row')} carried over, "
                 f"{summary.n_written:,} made anew)"
             )
         if work := summary.seconds.get("work"):

@@ -375,7 +375,7 @@ def test_killed_at_any_step_and_resumed_gives_the_bytes_of_a_run_from_nothing(
     run(*job)
     assert tree_hash(out) == new
     assert leftovers(out) == []
-    assert run(*job).stderr.count("shards kept")  # its index is whole
+    assert "carried over" in run(*job).stderr  # its index is whole
 
 
 def test_a_finished_output_without_one_of_its_shards_is_not_done(edited: Photos) -> None:
@@ -405,7 +405,7 @@ def test_what_a_run_that_came_to_no_end_has_made_is_taken_over(
     edited.remove("00.png")
     edited.save()
     assert "3 shards as they are" in run(*job, "--dry-run").stdout
-    found = re.search(r"(\d) shards kept, (\d+) rows carried over", run(*job).stderr)
+    found = re.search(r"(\d) shards? kept, (\d+) rows carried over", run(*job).stderr)
     assert found
     assert int(found[1]) == 3
     assert int(found[2]) > 0

@@ -132,7 +132,7 @@ def test_saved_models_reload_elsewhere_and_predict_the_same(tmp_path: Path, fini
 def test_a_run_folder_is_complete(tmp_path: Path) -> None:
     out = tmp_path / "run"
     result = run("train", *QUICK, "--epochs", 2, "--patience", 1, "--out", out)
-    assert "4 steps in all are few" in result.stderr
+    assert "few steps (4 in all)" in result.stderr
     assert "epoch 1 of 2: loss " in result.stderr
     names = "best.npz config.json confusion.png curves.png history.csv mistakes.png "
     names += "model.keras predictions.parquet report.html result.json state.npz tensorboard"

@@ -20,7 +20,7 @@ from datasets.manifest import Record, read_manifest
 from datasets.schema import Rows, Schema
 from pipeline.job import Job, probe, version_of, versions
 from pipeline.output import finish, prepare_partial
-from pipeline.report import Progress, Report, duration
+from pipeline.report import Progress, Report, counted, duration
 from pipeline.shard import HashingFile, finished
 from pipeline.shard_images import AllCopies, ShardImages
 from pipeline.stream import Images, Stream
@@ -129,7 +129,9 @@ def write_features(config: TrainConfig, source: Images, model: Any, report: Repo
         finish(out, job, source.classes, shards, overwrite=False)
     took = duration(time.monotonic() - started)
     n_rows = sum(record.rows for record in shards)
-    report.say(f"{out}: features of {n_rows:,} images, {took}", event="features", out=str(out))
+    report.say(
+        f"{out}: features of {counted(n_rows, 'image')}, {took}", event="features", out=str(out)
+    )
     return out
 
 

@@ -23,7 +23,7 @@ from datasets.manifest import sha256_text
 from datasets.schema import as_utf8, canonical_json
 from datasets.storage import write_atomically
 from pipeline.job import differences
-from pipeline.report import Report, duration
+from pipeline.report import Report, counted, duration
 from pipeline.stream import import_tensorflow
 from trainers.backbones import split_at_features
 from trainers.config import ARITHMETIC, TrainConfig, identity, origin
@@ -278,14 +278,14 @@ def train_one(
         n_steps = (config.epochs or 0) * shown.train.steps_per_epoch
         if not config.model.transfer and n_steps < FEW_STEPS:
             report.say(
-                f"{n_steps} steps in all are few for a network that learns from nothing: give more "
+                f"few steps ({n_steps} in all) for a network that learns from nothing: give more "
                 "--epochs, or a --model that has learned from other photos, such as MobileNetV2",
                 event="few_steps",
             )
         if config.data.per_epoch == "one-copy" and (config.epochs or 0) > n_copies:
             report.say(
-                f"there are {n_copies} copies and {config.epochs} epochs: after the last copy the "
-                "first is shown again",
+                f"{counted(n_copies, 'copy', 'copies')} for {config.epochs} epochs: after "
+                "the last the first is shown again",
                 event="copies",
             )
         started, board = time.monotonic(), TensorBoard(config.out, history.epochs)
@@ -300,7 +300,7 @@ def train_one(
             )
     result = finish(config, data, model, history, features_seconds)
     took = duration(time.monotonic() - started)
-    tell(final or config.out, result, f"{len(history.epochs)} epochs, {took}", report)
+    tell(final or config.out, result, f"{counted(len(history.epochs), 'epoch')}, {took}", report)
     return result
 
 
