@@ -114,8 +114,12 @@ class Shards:
         return 1 if all(map(is_grey, images)) else 3
 
     def listing(self) -> Listing:
+        found, ignored = {}, []
         try:
-            found = {split: self._samples(split, paths) for split, paths in self.paths.items()}
+            for split, paths in self.paths.items():
+                found[split], n_copies = self._samples(split, paths)
+                if n_copies:
+                    ignored.append(f"{split} ({n_copies:,} copies of originals that are there)")
         except Damaged as err:
             raise SourceError(f"{err}; fetch or write it again") from err
         classes = self.columns.classes if self.is_parquet else self._tfds_classes()
@@ -125,13 +129,15 @@ class Shards:
                 f"{self.root}: not one row has a label; expected whole numbers from 0"
             )
         splits = {split: s for split, s in found.items() if not len(s) or s.labels.max() >= 0}
-        ignored = (f"{s} (a split without labels)" for s in found if s not in splits)
+        ignored += (f"{s} (a split without labels)" for s in found if s not in splits)
         return Listing(classes or tuple(str(i) for i in range(top + 1)), splits, tuple(ignored))
 
-    def _samples(self, split: str, paths: list[Path]) -> Samples:
+    def _samples(self, split: str, paths: list[Path]) -> tuple[Samples, int]:
+        """Those of a split, and how many copies are passed over: all where there are originals."""
         rows = [row for path in paths for row in self._rows(path)]
-        if any(copy == 0 for *_, copy in rows):
-            rows = [row for row in rows if row[3] == 0]
+        originals = [row for row in rows if row[3] == 0]
+        n_copies = len(rows) - len(originals) if originals else 0
+        rows = originals or rows
         ids = [
             f"{split}/{i:06d}" if name is None else name if not copy else f"{name}@{copy}"
             for i, (_, _, name, copy) in enumerate(rows)
@@ -143,7 +149,7 @@ class Shards:
                 f"{path}: its row {tuple(row)} has no label, but others have; expected one for "
                 "each row of a split, or for none: mend or leave out that row"
             )
-        return Samples(ids, labels, refs)
+        return Samples(ids, labels, refs), n_copies
 
     def _rows(self, path: Path) -> Iterator[tuple[tuple[Any, ...], int, str | None, int | None]]:
         """(ref, label or -1, sample id, copy) of each row; the last two only in shards of ours."""
