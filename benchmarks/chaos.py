@@ -128,7 +128,7 @@ def wait(run: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def disturb(scene: Scene, fault: Fault, moment: Moment) -> tuple[str, bool]:
-    """What came of a run with a fault at that moment, that the next one mends, and whether the
+    """What came of a run with a fault at that moment, that the next one fixes, and whether the
     fault still hit it."""
     run = scene.start_job()
     hit = False

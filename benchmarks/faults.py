@@ -1,7 +1,7 @@
 """What happens to a run: each fault is a context in which the run is waited for.
 
 What a fault does for a while is over when its block begins; what stays until the run has ended is
-mended after the block. LookupError: there is nothing to hit at this moment.
+fixed after the block. LookupError: there is nothing to hit at this moment.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def main() -> None:
         for seed in range(options.seeds):
             for on_features in (True, False):
                 out = folder / f"{on_features}-{seed}"
-                # Features of each seed are made anew, as if there was one alone.
+                # Features of each seed are made again, as if there was one alone.
                 own = TransferConfig(options.weights, mode="freeze", features=out / "features")
                 model = ModelConfig("MobileNet", transfer=own)
                 config = TrainConfig(shards, model, out, N_EPOCHS, seed=seed, threads=threads)

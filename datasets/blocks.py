@@ -9,7 +9,7 @@ import numpy as np
 
 from datasets.source import Samples, mix, sample_keys
 
-BLOCK_BYTES = 16 * 2**20  # decoded; a worker holds one block, and a change in it writes it anew
+BLOCK_BYTES = 16 * 2**20  # decoded; a worker holds one block, and a change in it writes it again
 MAX_BLOCK_SAMPLES = 4096
 MIN_BLOCKS = 8  # small data sets with many copies still run in parallel
 SMALL = 256  # samples; below it one block is enough

@@ -80,7 +80,7 @@ def whereabouts(dataset: str) -> str:
 
 
 def open_objects(place: Path) -> Source:
-    """What lies at an URL: a list, published shards, shards, or class folders.
+    """What lies at a URL: a list, published shards, shards, or class folders.
 
     Raises: SourceError if there is nothing; EnvironmentFailed if the storage fails.
     """

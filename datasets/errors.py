@@ -1,4 +1,4 @@
-"""Errors that a user can cause or mend: one line each, and the exit code of its class.
+"""Errors that a user can cause or fix: one line each, and the exit code of its class.
 
 UserError                2   wrong use or configuration
  ├─ PolicyError          2   a policy string that cannot be read
@@ -85,7 +85,7 @@ class EnvironmentFailed(UserError):
 
 
 class StorageRefused(EnvironmentFailed):
-    """Object storage does not let this user in, or has no such bucket; no new try mends that."""
+    """Object storage does not let this user in, or has no such bucket; no new try fixes that."""
 
     exit_code = 2
 
@@ -107,7 +107,7 @@ def system_failure(err: Exception) -> UserError | None:
         if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
             where = err.filename or "what is written or printed"
             return EnvironmentFailed(
-                f"{where}: {err.strerror}; mend that and run the same command again"
+                f"{where}: {err.strerror}; fix that and run the same command again"
             )
     told = str(err)
     if isinstance(err, RuntimeError) and told.startswith(PATHLIB):

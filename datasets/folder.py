@@ -142,7 +142,7 @@ class Folder:
         if len({SPLITS[name] for name in splits}) > 1:
             raise SourceError(
                 f"{self.root}: its class folders hold folders {' and '.join(splits)}, whose images "
-                "would be mixed and split anew; put these above the classes, or give a CSV list "
+                "would be mixed and split again; put these above the classes, or give a CSV list "
                 "with the column split"
             )
 

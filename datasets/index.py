@@ -1,7 +1,7 @@
 """What an output was made of, sample by sample: a file beside it, for the run that comes next.
 
 `.NAME.index-HASH.parquet` belongs to the output NAME of the job HASH. It is an aid: where it is
-missing, damaged or of something else, everything is read and made anew, to the same bytes.
+missing, damaged or of something else, everything is read and made again, to the same bytes.
 """
 
 from __future__ import annotations

@@ -90,8 +90,8 @@ class ListFile:
                 return names, np.array([as_number(label) for label in given], np.int64)
             except ValueError as err:
                 raise SourceError(
-                    f"{self.file}: names its classes, but has a label that is no number of one; "
-                    f"{err}"
+                    f"{self.file}: names its classes, and has a label that is none of their "
+                    f"numbers; {err}"
                 ) from err
         texts = [as_name(label) for label in given]
         # 2 comes before 10 where all labels are numbers.

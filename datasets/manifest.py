@@ -86,7 +86,7 @@ def decode_manifest(text: str, where: Path) -> Manifest:
         names = [*(record.name for record in manifest.shards), *manifest.files]
         for name in names:
             if not NAME.fullmatch(name):  # it may lead out of the folder
-                raise ValueError(f"{name!r} is no name of a file in it")
+                raise ValueError(f"{name!r} is not the name of a file in it")
         for record in manifest.shards:
             for start, end in record.copy_ranges.values():
                 if not 0 <= start <= end <= record.bytes:
@@ -98,7 +98,7 @@ def decode_manifest(text: str, where: Path) -> Manifest:
         return manifest
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise Damaged(
-            f"{where}: the manifest is damaged ({first_line(err)}); {mended(where.parent)}"
+            f"{where}: the manifest is damaged ({first_line(err)}); {repair_advice(where.parent)}"
         ) from err
 
 
@@ -138,7 +138,7 @@ def is_output(folder: Path) -> bool:
         return False
 
 
-def mended(folder: Path) -> str:
+def repair_advice(folder: Path) -> str:
     """What is to be done about a damaged output."""
     if not is_output(folder):  # by what is left of its manifest: then no run replaces it
         return f"move {folder} away, and write the output again"
@@ -178,17 +178,19 @@ def read_manifest(folder: Path) -> Manifest:
             )
         raise OutputError(f"{folder}: no {MANIFEST}, so not an output of `pipeline augment`")
     if storage.kind(folder / SUCCESS) != "file":
-        raise Damaged(f"{folder}: no {SUCCESS}; {mended(folder)}")
+        raise Damaged(f"{folder}: no {SUCCESS}; {repair_advice(folder)}")
     try:
         with storage.open_file(path) as file:
             text = file.read().decode()
     except UnicodeDecodeError as err:
-        raise Damaged(f"{path}: the manifest is damaged ({err.reason}); {mended(folder)}") from err
+        raise Damaged(
+            f"{path}: the manifest is damaged ({err.reason}); {repair_advice(folder)}"
+        ) from err
     manifest = decode_manifest(text, path)
     names = [*(record.name for record in manifest.shards), *manifest.files]
     for name in () if storage.is_object(folder) else names:
         if (folder / name).exists() and not (folder / name).is_file():  # a pipe would never end
-            raise Damaged(f"{folder / name}: no regular file; {mended(folder)}")
+            raise Damaged(f"{folder / name}: no regular file; {repair_advice(folder)}")
     return manifest
 
 
@@ -214,7 +216,7 @@ def missing_or_cut(found: Mapping[str, int], manifest: Manifest) -> Iterator[tup
 def refuse_missing_or_cut(folder: Path, manifest: Manifest) -> None:
     """Raises: Damaged if a file of the output is not there, or not as long as it was."""
     for name, wrong in missing_or_cut(storage.files_below(folder), manifest):
-        raise Damaged(f"{folder / name}: {wrong}; {mended(folder)}")
+        raise Damaged(f"{folder / name}: {wrong}; {repair_advice(folder)}")
 
 
 def damages(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -147,7 +147,7 @@ class Shards:
             path, *row = refs[int(labels.argmin())]
             raise SourceError(
                 f"{path}: its row {tuple(row)} has no label, but others have; expected one for "
-                "each row of a split, or for none: mend or leave out that row"
+                "each row of a split, or for none: fix or leave out that row"
             )
         return Samples(ids, labels, refs), n_copies
 
@@ -158,7 +158,7 @@ class Shards:
                 label = as_number(value)
             except ValueError as err:
                 raise SourceError(
-                    f"{path}: its row {ref[1:]} has the label {repr(value)[:60]}; {err}: mend or "
+                    f"{path}: its row {ref[1:]} has the label {repr(value)[:60]}; {err}: fix or "
                     "leave out that row"
                 ) from err
             yield ref, label, *(origin or (None, None))

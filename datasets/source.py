@@ -226,7 +226,7 @@ def check_listing(name: str, listing: Listing) -> Listing:
             worst = int(samples.labels.argmax())
             raise SourceError(
                 f"{name}: {samples.ids[worst]!r} has the label {samples.labels[worst]}, but there "
-                f"are {len(listing.classes)} classes; mend the label or the list of class names"
+                f"are {len(listing.classes)} classes; fix the label or the list of class names"
             )
     for c in listing.classes:
         if not c or c != c.strip() or CONTROL.search(c):

@@ -3,7 +3,7 @@
 A place in object storage is a `upath.UPath`, which does what is asked of a `Path` here: `/`, name,
 parent, open, read_bytes, is_file, stat. What cannot be the same for both is in this file. Where the
 storage is and who may use it comes from the environment, as its own tools have it
-(`AWS_ENDPOINT_URL`, `AWS_PROFILE`, ...): nothing of it is ever in an URL, a log or a manifest.
+(`AWS_ENDPOINT_URL`, `AWS_PROFILE`, ...): nothing of it is ever in a URL, a log or a manifest.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def place(text: str | Path) -> Path:
     if scheme not in SCHEMES or not match["whole"]:
         raise UserError(
             f"{hide_credentials(str(text))}: {scheme}:/{match['whole']} is not known; expected a "
-            f"path, or an URL with {', '.join(f'{known}://' for known in SCHEMES)}"
+            f"path, or a URL with {', '.join(f'{known}://' for known in SCHEMES)}"
         )
     refuse_credentials(str(text))
     if not match["bucket"]:

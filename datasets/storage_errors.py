@@ -15,7 +15,7 @@ LIBRARIES = (  # whose errors are the storage's; `google` alone would be protobu
     *("google.auth.", "google.api_core.", "google.cloud."),
 )
 # Of S3: codes of answers, and errors of its library, that the same request would get again. Not
-# here: clocks that differ and tokens that have expired, which a later run may find mended.
+# here: clocks that differ and tokens that have expired, which a later run may find fixed.
 REFUSALS = {
     *("AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"),
     *("InvalidBucketName", "NoSuchBucket"),
@@ -51,11 +51,11 @@ def failure(what: Path | str, err: BaseException) -> EnvironmentFailed | None:
 
 
 def failed(what: Path | str, err: BaseException) -> EnvironmentFailed:
-    """What to tell the user of that place: StorageRefused where no new try would mend it."""
+    """What to tell the user of that place: StorageRefused where no new try would fix it."""
     told = hide_credentials(first_line(err))
     if REFUSALS & {type(err).__name__, code_of(err)}:
         return StorageRefused(
-            f"{what}: the storage refuses it: {told}; mend the URL, or the address or credentials "
+            f"{what}: the storage refuses it: {told}; fix the URL, or the address or credentials "
             "in the environment"
         )
     return EnvironmentFailed(

@@ -16,7 +16,7 @@ from datasets.errors import Damaged, ImageError, UserError, first_line
 from datasets.fingerprint import fingerprint, scan
 from datasets.formats import FORMATS
 from datasets.images import MAX_PIXELS
-from datasets.manifest import Manifest, damages, mended, read_manifest
+from datasets.manifest import Manifest, damages, read_manifest, repair_advice
 from datasets.schema import Rows, Schema
 from datasets.source import sample_keys
 from datasets.versions import output_of, reading
@@ -39,9 +39,9 @@ def read_job(folder: Path, manifest: Manifest) -> Job:
     try:
         job: Job = TypeAdapter(Job).validate_python(manifest.job)
         if not re.fullmatch(r"[a-z0-9_]+", job.dataset):  # a path would be read by --deep
-            raise ValueError(f"{job.dataset!r} is no name of a data set")
+            raise ValueError(f"{job.dataset!r} is not the name of a data set")
         if job.format not in FORMATS:
-            raise ValueError(f"{job.format!r} is no format")
+            raise ValueError(f"{job.format!r} is not a format")
         for split in {*job.splits, *(record.split for record in manifest.shards)}:
             if not 0 <= job.splits[split]["copies"] <= MAX_COPY:
                 raise ValueError(f"{split} has {job.splits[split]['copies']} copies")
@@ -56,7 +56,7 @@ def read_job(folder: Path, manifest: Manifest) -> Job:
                 raise ValueError(f"images have the shape {shape}")
     except (ValueError, KeyError, TypeError) as err:
         raise Damaged(
-            f"{folder}: the manifest is damaged ({first_line(err)}); {mended(folder)}"
+            f"{folder}: the manifest is damaged ({first_line(err)}); {repair_advice(folder)}"
         ) from err
     return job
 
@@ -81,7 +81,8 @@ def check_version(folder: Path, deep: bool, dataset: str | None, data_dir: Path)
         listed = "; ".join(f"{name}: {what}" for name, what in found[:20])
         more = f"; and {len(found) - 20} more" if len(found) > 20 else ""
         raise Damaged(
-            f"{folder}: {counted(len(found), 'damaged file')}: {listed}{more}; {mended(folder)}"
+            f"{folder}: {counted(len(found), 'damaged file')}: {listed}{more}; "
+            f"{repair_advice(folder)}"
         )
     rows = sum(record.rows for record in manifest.shards)
     held = f"{counted(rows, 'image')} in {counted(len(manifest.shards), 'shard')}"

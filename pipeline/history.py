@@ -140,6 +140,6 @@ class History:
 def unwritable(folder: Path, err: BaseException | None) -> EnvironmentFailed:
     why = getattr(err, "strerror", None) or err
     return EnvironmentFailed(
-        f"{folder}: the history cannot be written ({why}); mend that, or choose another folder as "
+        f"{folder}: the history cannot be written ({why}); fix that, or choose another folder as "
         "history: in the job file"
     )

@@ -91,7 +91,7 @@ def read_bytes(path: Path) -> bytes:
     from pipeline.yaml_file import MAX_BYTES
 
     if not path.is_file():
-        found = "is no file" if path.exists() else "no such file"
+        found = "is not a file" if path.exists() else "no such file"
         raise JobError(f"{path}: {found}; expected a job file, such as jobs/demo.yaml")
     try:
         with path.open("rb") as file:

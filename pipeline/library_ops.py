@@ -143,7 +143,9 @@ class LibraryOp:
         skipped |= not_taken(class_name)
         for name in (class_name, *saved):
             if not str.isidentifier(name):  # it would be read as other code than it is
-                raise PolicyError(f"{name!r} is no transform of albumentations, nor an option")
+                raise PolicyError(
+                    f"{name!r} is neither a transform of albumentations nor an option"
+                )
         given = {
             k: tuple(cls._from_saved(t) for t in v)
             if k == "transforms"
@@ -167,7 +169,7 @@ class LibraryOp:
             names = [n for n in dir(library) if n[0].isupper()]
             match = difflib.get_close_matches(self.class_name, names, n=1)
             hint = f"did you mean {PREFIX}{match[0]}?" if match else "see the library's own list"
-            raise PolicyError(f"{where}: {self.name} is no transform of albumentations; {hint}")
+            raise PolicyError(f"{where}: {self.name} is not a transform of albumentations; {hint}")
 
         def built(value: Any) -> Any:
             if isinstance(value, LibraryOp):

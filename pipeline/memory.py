@@ -17,7 +17,7 @@ ALIGNMENT = 64  # bytes, EIGEN_MAX_ALIGN_BYTES with AVX-512
 def keep_freed_memory() -> None:
     """Lets the memory of one batch serve the next.
 
-    glibc gives blocks of this size back to the system when they are freed, and takes them anew,
+    glibc gives blocks of this size back to the system when they are freed, and takes them again,
     page by page, for the next batch: 7 of 15 µs an image at 32 px; Dask makes its workers even more
     eager, and threads have pools that cannot keep as much. Elsewhere nothing happens.
     """

@@ -80,7 +80,7 @@ def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
         refuse_missing_or_cut(out, manifest)
         return manifest
     changed = differences(manifest.job, json.loads(canonical_json(asdict(plan.job))))
-    cost = ", which makes only what changed anew" if is_successor(plan.job, manifest) else ""
+    cost = ", which makes only what changed" if is_successor(plan.job, manifest) else ""
     raise OutputError(
         f"{out}: holds the output of another job ({changed}); choose another --out, or replace it "
         f"with --overwrite{cost}"
@@ -88,7 +88,7 @@ def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
 
 
 def find_base(plan: Plan, overwrite: bool, report: Report) -> Base | None:
-    """The output from which this run takes over what is unchanged; None: all is made anew."""
+    """The output from which this run takes over what is unchanged; None: all is made again."""
     base = plan.base
     if base is None or (base.folder == plan.out and not overwrite):
         return None
@@ -97,7 +97,7 @@ def find_base(plan: Plan, overwrite: bool, report: Report) -> Base | None:
     if base.manifest.classes != list(plan.classes):
         report.say(
             f"the classes are others than in {base.folder} ({len(plan.classes)}, there were "
-            f"{len(base.manifest.classes)}), so a class may have another number; train anew "
+            f"{len(base.manifest.classes)}), so a class may have another number; train again "
             "what knows the old ones",
             event="classes",
             classes=list(plan.classes),
@@ -105,7 +105,7 @@ def find_base(plan: Plan, overwrite: bool, report: Report) -> Base | None:
     if base.entries and has_sidecars(base.folder, base.manifest):
         return base
     report.say(
-        f"{base.folder}: all of it is made anew, since its index "
+        f"{base.folder}: all of it is made again, since its index "
         f"({index_path(base.folder, base.manifest.job_sha256)}) is not there or not whole",
         event="no_index",
     )
@@ -239,7 +239,7 @@ def write(
             [item for record in shards for item in record.quarantined],
             sum(len(part) for part in plan.samples.values()),
             config.max_bad,
-            "nothing was committed; mend or remove them, or run again with a higher --max-bad "
+            "nothing was committed; fix or remove them, or run again with a higher --max-bad "
             "(finished shards are kept)",
         )
         check_held()
@@ -288,7 +288,7 @@ def run_tasks(
         ):
             if made.damage and not any(before.damage for before in done):
                 report.say(
-                    f"{made.damage}; what it holds is made anew, like others that may be damaged",
+                    f"{made.damage}; what it holds is made again, like others that may be damaged",
                     event="damaged",
                 )
             report.event(

@@ -165,7 +165,7 @@ def open_split(
         if why.startswith(NOT_READ) and found.digests[i]:  # else this run would be another
             raise EnvironmentFailed(f"{samples.ids[i]}: {why}, but could a moment ago; try again")
     named = sorted((samples.ids[i], why) for i, why in bad.items())
-    refuse_too_many_bad(named, len(samples), config.max_bad, "mend or remove them")
+    refuse_too_many_bad(named, len(samples), config.max_bad, "fix or remove them")
     for name, why in named:
         report.say(f"not used: {name}: {why}", event="quarantined", sample=name, reason=why)
     block_samples = resolve_block_samples(config.block_samples, {config.split: found}, shape)

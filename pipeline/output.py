@@ -60,7 +60,7 @@ def prepare_partial(out: Path, job: Job, place: Path) -> None:
         changed = differences(json.loads(before), run_file)
         raise OutputError(
             f"{partial}: an unfinished run was made with other libraries ({changed}), so its bytes "
-            f"would differ; use those again, or `pipeline clean {place}` and start anew"
+            f"would differ; use those again, or `pipeline clean {place}` and start over"
         )
 
 
@@ -70,7 +70,7 @@ def refuse_other_bytes(plan: Plan) -> None:
     try:
         made = read_manifest(plan.folder)
     except Damaged:
-        return  # which is to be mended
+        return  # which is to be fixed
     before = {"probe": made.probe, "versions": made.versions}
     now = {"probe": probe(), "versions": versions()}
     if before != now:
@@ -168,7 +168,7 @@ def is_indexed(plan: Plan) -> bool:
 
 def save_index(plan: Plan, report: Report) -> None:
     """Writes the index of the plan's output. It comes before the output: an output without one
-    would be made anew next time, an index without its output is passed over."""
+    would be made again next time, an index without its output is passed over."""
     try:
         write_index(plan.folder, plan.job_sha256, plan.samples, plan.scans)
     except (OSError, EnvironmentFailed) as err:  # the output matters more

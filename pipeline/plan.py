@@ -335,7 +335,7 @@ def tell_listing(dataset: str, listing: Listing, report: Report) -> None:
         shown = ", ".join(map(repr, empty[:5])) + (" and more" if len(empty) > 5 else "")
         report.say(
             f"{dataset}: no image is of the class {shown}, which has a number all the same; remove "
-            "the folder, or the name, if it is no class",
+            "the folder, or the name, if it is not a class",
             event="empty_classes",
             classes=empty,
         )

@@ -151,8 +151,8 @@ def refuse_library_ops(policy: Policy) -> None:
     """Raises: PolicyError if the policy has library ops, which TensorFlow's graphs cannot hold."""
     if policy.library:
         raise PolicyError(
-            f"--engine tensorflow: {policy.library[0].name} is no graph op; use --engine opencv, "
-            "or take it out of the policy"
+            f"--engine tensorflow: {policy.library[0].name} is not a graph op; use --engine "
+            "opencv, or take it out of the policy"
         )
 
 

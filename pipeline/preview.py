@@ -17,7 +17,7 @@ from datasets.catalog import open_source
 from datasets.errors import Damaged, EnvironmentFailed, ImageError, UserError, printable
 from datasets.fingerprint import read_each
 from datasets.formats import FORMATS
-from datasets.manifest import mended, read_manifest, refuse_missing_or_cut
+from datasets.manifest import read_manifest, refuse_missing_or_cut, repair_advice
 from datasets.source import check_listing, sample_keys
 from datasets.storage import is_object
 from datasets.versions import reading
@@ -150,7 +150,7 @@ def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> She
     job = read_job(folder, manifest)
     if job.network:
         raise UserError(
-            f"{folder}: holds features, which are no images; name what they are made of"
+            f"{folder}: holds features, which are not images; name what they are made of"
         )
     filled = [r for r in manifest.shards if r.rows]
     shards = [r for r in filled if r.split == split]
@@ -171,7 +171,7 @@ def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> She
                     image = images.decode(stored) if isinstance(stored, bytes) else stored
                 except ImageError as err:
                     raise Damaged(
-                        f"{folder / record.name}: {sample_id}: {err}; {mended(folder)}"
+                        f"{folder / record.name}: {sample_id}: {err}; {repair_advice(folder)}"
                     ) from err
                 values = {n: float(rows.params[n][i]) for n in names if n in rows.params}
                 text = caption(values, rows.library[i] if rows.library else None)
@@ -181,7 +181,7 @@ def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> She
             break
     labels = [next(iter(tiles.values()))[1] for tiles in found.values()]
     if not {*labels} <= {*range(len(manifest.classes))}:
-        raise Damaged(f"{folder}: has labels without a class; {mended(folder)}")
+        raise Damaged(f"{folder}: has labels without a class; {repair_advice(folder)}")
     classes = [manifest.classes[label] for label in labels]
     copies = sorted({copy for tiles in found.values() for copy in tiles})
     grid = [[tiles[copy][0] for copy in copies] for tiles in found.values()]

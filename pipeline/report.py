@@ -180,7 +180,7 @@ def summary_lines(summary: Summary, report: Report) -> None:
             text += (
                 f" ({counted(summary.n_kept, 'shard')} kept, "
                 f"{counted(summary.n_carried, 'row')} carried over, "
-                f"{summary.n_written:,} made anew)"
+                f"{summary.n_written:,} made)"
             )
         if work := summary.seconds.get("work"):
             text += f", in {duration(sum(summary.seconds.values()))}"

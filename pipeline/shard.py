@@ -106,7 +106,7 @@ def finished(folder: Path, name: str, fill: Callable[[BinaryIO], Record]) -> Rec
 
 def disk_message(folder: Path, err: OSError) -> str:
     """One line about a failed write."""
-    advice = "free some space" if err.errno == errno.ENOSPC else "mend that"
+    advice = "free some space" if err.errno == errno.ENOSPC else "fix that"
     return (
         f"{folder}: {err.strerror or err}; {advice} and run the same command again, finished "
         "shards are kept"

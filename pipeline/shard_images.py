@@ -16,7 +16,7 @@ from datasets import images, storage
 from datasets.blocks import blocks_per_group
 from datasets.errors import Damaged, UserError
 from datasets.formats import FORMATS
-from datasets.manifest import Record, damages, mended, read_manifest
+from datasets.manifest import Record, damages, read_manifest, repair_advice
 from datasets.source import mix, sample_keys
 from datasets.versions import open_version, replaced, was_replaced
 from pipeline.check import read_job
@@ -52,13 +52,13 @@ class ShardImages:
         for record in self.records:
             path = folder / record.name
             if sizes.get(record.name) != record.bytes:
-                raise Damaged(f"{path}: not as it was written; {mended(folder)}")
+                raise Damaged(f"{path}: not as it was written; {repair_advice(folder)}")
             found = self.reader.read_schema(path)
             if (found.encoding, found.shape) != (self.job.encoding, self.job.shape):
-                raise Damaged(f"{path}: not as the manifest says; {mended(folder)}")
+                raise Damaged(f"{path}: not as the manifest says; {repair_advice(folder)}")
         broken = next(iter(damages(folder, manifest)), None) if verify else None
         if broken:
-            raise Damaged(f"{folder / broken[0]}: {broken[1]}; {mended(folder)}")
+            raise Damaged(f"{folder / broken[0]}: {broken[1]}; {repair_advice(folder)}")
         self.classes, self.shape = tuple(manifest.classes), self.job.shape
         self.content = manifest.job_sha256
         self.policy, self.seed = self.job.policy, self.job.seed
@@ -73,7 +73,7 @@ class ShardImages:
         self.ids = [name for names, _ in tables for name in names]
         self.labels = np.concatenate([labels for _, labels in tables])
         if not np.isin(self.labels, np.arange(len(self.classes))).all():
-            raise Damaged(f"{folder}: has labels without a class; {mended(folder)}")
+            raise Damaged(f"{folder}: has labels without a class; {repair_advice(folder)}")
         self.keys = sample_keys(self.ids)
         self.blocks = np.repeat(np.arange(self.n_blocks, dtype=np.uint64), n_samples)
         self.offsets = np.cumsum([0, *n_samples])

@@ -205,7 +205,7 @@ def set_threads(tf: Any, n_threads: int) -> None:
         found = tf.config.threading.get_intra_op_parallelism_threads()
         raise UserError(
             f"--threads {n_threads}: this process runs with {found} already; start the workers "
-            f"anew, or give --threads {found}"
+            f"again, or give --threads {found}"
         ) from err
 
 

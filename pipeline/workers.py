@@ -30,7 +30,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 # Workers killed at random must not end a run; a task that kills ten in a row will kill them all.
 ALLOWED_DEATHS = 10
-# A local worker that has not moved for so long (stopped, or in swap) is started anew.
+# A local worker that has not moved for so long (stopped, or in swap) is restarted.
 STILL_S = 60
 CONNECT_S = 10
 CONNECTS_WITHIN_S = 2.5  # where a run ends meanwhile: a scheduler may not answer for much longer
@@ -168,7 +168,7 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
                 local_directory=scratch,
                 silence_logs=logging.CRITICAL,
             )
-        except RuntimeError as err:  # later deaths are Dask's to mend, not those before it knows
+        except RuntimeError as err:  # later deaths are Dask's to fix, not those before it knows
             raise EnvironmentFailed(
                 f"--workers {n_workers}: one died while it started ({first_line(err)}); look at "
                 "the memory of this machine and run the same command again"

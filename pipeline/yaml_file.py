@@ -42,7 +42,7 @@ class PlainLoader(yaml.SafeLoader):
             for key_node, value in node.value:
                 key = key_node.value
                 if not isinstance(key, str) or isinstance(read_scalar(key), bool | int | float):
-                    raise refused("a key is no name", key_node)
+                    raise refused("a key is not a name", key_node)
                 key.encode()
                 if key in found:
                     raise refused(f"{key} is there twice", key_node)

@@ -282,7 +282,7 @@ def test_names_are_the_ends_of_paths_where_these_differ(tmp_path: Path) -> None:
     paths = [write_run(tmp_path / name, [7, 1]) for name in ("x/a", "y/a", "y/b")]
     run("compare", *paths[1:], "--out", tmp_path / "out")
     assert [row["name"] for row in read(tmp_path / "out")["runs"]] == ["a", "b"]
-    run("compare", *paths, "--out", tmp_path / "out")  # its own comparison is written anew
+    run("compare", *paths, "--out", tmp_path / "out")  # its own comparison is written again
     assert [row["name"] for row in read(tmp_path / "out")["runs"]] == list(map(str, paths))
 
 
@@ -308,8 +308,8 @@ def test_what_a_folder_holds_is_left_alone(tmp_path: Path) -> None:
         ("one", "is one run; name two or more"),
         ("twice", "is named twice; name two or more"),
         ("nowhere", "no such folder; name the folder of a finished run"),
-        ("empty", "is no run of `pipeline train`; name the folder of a finished run"),
-        ("file", "is no run of `pipeline train`; name the folder of a finished run"),
+        ("empty", "is not a run of `pipeline train`; name the folder of a finished run"),
+        ("file", "is not a run of `pipeline train`; name the folder of a finished run"),
         ("no result", "the run is not finished; the same `pipeline train` with --resume"),
         ("no predictions", "has no predictions.parquet: the run is not finished; the same"),
         ("random bytes", "predictions.parquet: cannot be read as predictions: "),

@@ -188,7 +188,7 @@ def test_a_fold_is_part_of_a_run(tmp_path: Path) -> None:
     assert f"on {found['n']} images of fold 1 of 2; " in said
     message = run("evaluate", first, second, code=2).stderr
     assert f"{second}: may have learned from the images that {first} was tested on" in message
-    (first / "result.json").write_text("{")  # of a part that is damaged the run makes it anew
+    (first / "result.json").write_text("{")  # of a part that is damaged the run makes it again
     run("crossval", *SMALL, "--resume", "--out", tmp_path / "cv")
     assert json.loads((first / "result.json").read_text())["test_loss"] == found["test_loss"]
 

@@ -138,7 +138,7 @@ def test_a_run_remembers_where_its_data_was_and_how_bad(tmp_path: Path, place_of
     ("content", "options", "expected"),
     [
         (None, (), "no such model; expected a finished run"),
-        (b"PK no model", (), "is no .keras archive"),
+        (b"PK no model", (), "is not a .keras archive"),
         (b"PK\5\6" + bytes(18), (), "cannot be loaded as a Keras model"),
         (
             "run",
@@ -196,6 +196,6 @@ def test_what_is_no_model_is_told_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     path.write_text("epoch,loss")
     expected = (
-        f"{path}: is no model; expected a finished run of `pipeline train`, a .keras or an .h5"
+        f"{path}: is not a model; expected a finished run of `pipeline train`, a .keras or an .h5"
     )
     assert expected in run("evaluate", path, code=2).stderr

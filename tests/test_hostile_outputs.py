@@ -57,7 +57,7 @@ def test_a_manifest_that_names_files_outside_is_damaged(
     ):
         folder = shutil.copytree(output, tmp_path / "out", dirs_exist_ok=True)
         forge(folder, change)
-        with pytest.raises(Damaged, match="is no name of a file in it"):
+        with pytest.raises(Damaged, match="is not the name of a file in it"):
             read_manifest(folder)
 
 
@@ -66,7 +66,7 @@ def test_a_manifest_that_names_a_path_as_its_data_set_is_damaged(
 ) -> None:
     folder = shutil.copytree(output, tmp_path / "out")
     forge(folder, lambda m: m["job"].update(dataset="/etc"))
-    with pytest.raises(Damaged, match="'/etc' is no name of a data set"):
+    with pytest.raises(Damaged, match="'/etc' is not the name of a data set"):
         check.check(folder, True, None, NO_DATA)
 
 

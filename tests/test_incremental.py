@@ -143,7 +143,7 @@ def shrink(photos: Photos) -> None:
         photos.remove(name)
 
 
-# What is done to the photos, and what of the 40 x 3 + 8 rows then has to be made anew at most.
+# What is done to the photos, and what of the 40 x 3 + 8 rows then has to be made again at most.
 EDITS: dict[str, tuple[Callable[[Photos], object], int]] = {
     "nothing": (lambda photos: None, 0),
     "one more": (lambda photos: photos.draw("new.png"), 3),
@@ -158,7 +158,7 @@ EDITS: dict[str, tuple[Callable[[Photos], object], int]] = {
     "a new class": (lambda photos: photos.draw("new.png", label="bird"), 3),
     "a new split": (lambda photos: photos.draw("new.png", split="val"), 1),
     "a good one broken": (lambda photos: photos.break_off("00.png"), 0),
-    "a broken one mended": (lambda photos: photos.draw("02.png"), 3),
+    "a broken one fixed": (lambda photos: photos.draw("02.png"), 3),
     "a broken one removed": (lambda photos: photos.remove("30.png"), 0),
 }
 
@@ -242,7 +242,7 @@ def test_an_earlier_shard_that_is_damaged_or_gone_is_made_anew_and_told_once(
     job = ("augment", "--dataset", edited.save(), "--copies", 2, "--block-samples", 8)
     job += ("--workers", 0, "--max-bad", 0.5)
     lines = run(*job, "--out", out, "--overwrite").stderr.splitlines()
-    assert [line.split(": ")[0] for line in lines if "made anew, like others" in line] == [
+    assert [line.split(": ")[0] for line in lines if "made again, like others" in line] == [
         str(shards[0])
     ]
     assert run("verify", out).returncode == 0
@@ -284,7 +284,7 @@ def test_without_a_whole_index_all_is_made_anew_and_told(
         next(out.parent.glob(".other.index-*")).replace(index)
     edited.draw("new.png")
     assert check(edited, out, Report()).n_carried == 0
-    assert capsys.readouterr().err.count("all of it is made anew, since its index") == 1
+    assert capsys.readouterr().err.count("all of it is made again, since its index") == 1
     edited.draw("one more.png")
     assert check(edited, out).n_carried  # the index is whole again
 
@@ -339,7 +339,7 @@ def test_the_refusal_says_what_overwrite_costs(edited: Photos) -> None:
     job = ("augment", "--dataset", edited.save(), "--block-samples", 8, "--max-bad", 0.5)
     job += ("--out", out)
     message = run(*job, "--copies", 2, code=2).stderr
-    assert "replace it with --overwrite, which makes only what changed anew" in message
+    assert "replace it with --overwrite, which makes only what changed" in message
     assert "which makes" not in run(*job, "--copies", 3, code=2).stderr
     plan = run(*job, "--copies", 2, "--overwrite", "--dry-run").stdout
     assert "kept" in plan

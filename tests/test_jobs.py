@@ -222,8 +222,8 @@ HOSTILE = {
     "deep mappings": ("{a: " * 20_000, "line 1: nested deeper than 20"),
     "long": ("#" * (MAX_BYTES + 1), "longer than 100,000 bytes, which no job file is"),
     "two": ("--- a\n--- b", "line 2: but found another document"),
-    "number": ("1: 2", "line 1: a key is no name"),
-    "list as key": ("? [a]\n: b", "line 1: a key is no name"),
+    "number": ("1: 2", "line 1: a key is not a name"),
+    "list as key": ("? [a]\n: b", "line 1: a key is not a name"),
     "control": ("a: \x00", "special characters are not allowed"),
     "far character": ('a: "\\UFFFFFFFF"', "no text: "),
     "half a character": ('a: "\\ud800"', "no text: 'utf-8' codec can't encode character"),
@@ -242,7 +242,7 @@ def test_files_that_are_no_job_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"name: caf\xe9")
     for name, expected in (
         ("none", "no such file; expected a job file, such as jobs/demo.yaml"),
-        ("pipe", "is no file"),
+        ("pipe", "is not a file"),
         ("latin", "no UTF-8 at byte 9"),
     ):
         with pytest.raises(UserError, match=expected):

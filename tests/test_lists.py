@@ -126,7 +126,7 @@ def test_a_parquet_list_has_the_classes_that_hugging_face_named(
         assert classes_of(source.listing()) == {"a": "emu", "b": "owl", "c": "emu"}
     else:
         with pytest.raises(
-            SourceError, match=r"has the label 2, but|lacks a path or|is no number of"
+            SourceError, match=r"has the label 2, but|lacks a path or|is none of their numbers"
         ):
             check_listing("list", source.listing())
 

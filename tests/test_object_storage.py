@@ -332,7 +332,7 @@ def test_a_storage_that_fails_is_nobodys_mistake(
     nth: int,
     told: str,
 ) -> None:
-    """Neither of the user, who would be told to mend the folder, nor of the file, which would be
+    """Neither of the user, who would be told to fix the folder, nor of the file, which would be
     called damaged or left out. It fails from the nth such request on."""
     matched = 0
 

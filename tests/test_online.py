@@ -230,7 +230,7 @@ def test_graph_ops_can_be_saved_and_run_without_this_package(tmp_path: Path) -> 
 
 def test_library_ops_are_refused_by_the_graph_engine_in_one_line() -> None:
     stream = stream_of("digits", policy="albumentations.GaussNoise()", limit=30)
-    with pytest.raises(PolicyError, match="is no graph op; use --engine opencv"):
+    with pytest.raises(PolicyError, match="is not a graph op; use --engine opencv"):
         augmented(stream, 0, 1, "tensorflow")
 
 

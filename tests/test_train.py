@@ -195,7 +195,7 @@ def test_the_members_of_an_ensemble_are_runs_of_their_own(tmp_path: Path) -> Non
     message = run(*small, "--ensemble", 3, "--resume", "--out", tmp_path / "two", code=2).stderr
     assert "is another ensemble" in message
     message = run(*small, "--resume", "--out", tmp_path / "two", code=2).stderr
-    assert "is no run of `pipeline train`" in message
+    assert "is not a run of `pipeline train`" in message
 
 
 @pytest.mark.slow
@@ -384,7 +384,7 @@ def test_training_ends_when_no_epoch_is_better_and_keeps_the_best_ones_weights(
         (("--offline", "nowhere"), "no such folder; expected the output of"),
         (("--online", "--offline", "shards"), "give one of them"),
         (("--val-fraction", 0.001), "samples to train on and 0 to validate with"),
-        (("--engine", "tensorflow", "--policy", POLICY), "is no graph op"),
+        (("--engine", "tensorflow", "--policy", POLICY), "is not a graph op"),
         (("--per-epoch", "all-copies"), "online copies never end; give --offline"),
         (("--verify",), "checks shards; give --offline"),
         (("--gpus", 9), "TensorFlow finds "),
@@ -497,7 +497,7 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path: Path, finished: Pat
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
     result = run(*job[:-1], tmp_path / "other", code=2)
-    assert "is no run of `pipeline train`" in result.stderr
+    assert "is not a run of `pipeline train`" in result.stderr
     (tmp_path / "run" / "history.csv").unlink()
     run(*job, "--resume")
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 2
@@ -532,7 +532,7 @@ def test_only_a_run_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("four years")
     job = ("train", *QUICK, "--epochs", 1, "--quiet", "--out", tmp_path / "out", "--overwrite")
-    assert "is no run of `pipeline train`" in run(*job, code=2).stderr
+    assert "is not a run of `pipeline train`" in run(*job, code=2).stderr
     assert (tmp_path / "out" / "thesis.txt").read_text() == "four years"
 
 

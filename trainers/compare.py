@@ -65,7 +65,7 @@ def compare(paths: Sequence[Path], out: Path, report: Report) -> str:
             write(place, {FIGURES: as_utf8(canonical_json(found)), **files})
     except OSError as err:
         raise EnvironmentFailed(
-            f"{err.filename or out}: {err.strerror or err}; mend that, then try again"
+            f"{err.filename or out}: {err.strerror or err}; fix that, then try again"
         ) from err
     lines = [told(found), "", f"{readable(str(out))}: {', '.join([FIGURES, *files])}"]
     return "\n".join(lines + ([found["left_out"]] if found["left_out"] else []))

@@ -139,10 +139,11 @@ def load_model(path: Path) -> Any:
         )
     if file.suffix not in (".keras", ".h5"):
         raise UserError(
-            f"{file}: is no model; expected a finished run of `pipeline train`, a .keras or an .h5"
+            f"{file}: is not a model; expected a finished run of `pipeline train`, a .keras or an "
+            ".h5"
         )
     if file.suffix == ".keras" and not is_zipfile(file):  # Keras would say that it is not there
-        raise UserError(f"{file}: is no .keras archive; train it anew, or name another")
+        raise UserError(f"{file}: is not a .keras archive; train it again, or name another")
     import_tensorflow()
     import keras
 
@@ -151,7 +152,7 @@ def load_model(path: Path) -> Any:
     except Exception as err:  # Keras, h5py and zipfile raise nearly every type there is
         reason = first_line(err)
         raise UserError(
-            f"{file}: cannot be loaded as a Keras model: {reason}; train it anew, or name another"
+            f"{file}: cannot be loaded as a Keras model: {reason}; train it again, or name another"
         ) from err
 
 
@@ -161,7 +162,7 @@ def check_fits(path: Path, model: Any, run: dict[str, Any], source: Images) -> N
     gives: Any = getattr(model, "output_shape", None)
     are_single = isinstance(takes, tuple) and isinstance(gives, tuple)  # not several inputs
     if not are_single or (len(takes), len(gives)) != (4, 2):
-        raise UserError(f"{path}: is no classifier of images; it maps {takes} to {gives}")
+        raise UserError(f"{path}: is not an image classifier; it maps {takes} to {gives}")
     shape, n_classes = takes[1:], gives[-1]
     if shape[2] not in (None, source.shape[2]):
         raise UserError(

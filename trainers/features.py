@@ -44,7 +44,7 @@ def as_features(config: TrainConfig, data: Data, model: Any, report: Report) -> 
     try:
         features = ShardImages(folder, SPLIT)
     except Damaged as err:
-        raise Damaged(f"{folder}: is damaged; remove it, and it is made anew ({err})") from err
+        raise Damaged(f"{folder}: is damaged; remove it, and it is made again ({err})") from err
     where = {name: i for i, name in enumerate(features.ids)}
 
     def positions(theirs: np.ndarray) -> np.ndarray:

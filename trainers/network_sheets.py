@@ -141,7 +141,7 @@ def checked(values: np.ndarray, name: str) -> np.ndarray:
     """The same. Raises: UserError if some are no numbers."""
     if not np.isfinite(values).all():
         raise UserError(
-            f"{name}: has values that are not finite; expected numbers: train the model anew, with "
-            "a lower --lr"
+            f"{name}: has values that are not finite; expected numbers: train the model again, "
+            "with a lower --lr"
         )
     return values

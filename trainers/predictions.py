@@ -83,6 +83,6 @@ def read_predictions(path: Path, n_classes: int) -> Predictions:
         reason = first_line(err)
         raise UserError(
             f"{path}: cannot be read as predictions: {reason}; the same command with --resume "
-            "writes it anew"
+            "writes it again"
         ) from err
     return Predictions(ids, labels, guesses, probabilities)

@@ -44,7 +44,7 @@ COST = ("parameters", "epochs", "seconds")
 
 class TensorBoard:
     """Figures of each epoch as TensorBoard reads them, the ones that are done already among them:
-    the folder is written anew, so that a run that went on leaves no gap and no epoch twice."""
+    the folder is written again, so that a run that went on leaves no gap and no epoch twice."""
 
     def __init__(self, out: Path, epochs: list[dict[str, Any]]) -> None:
         import tensorflow as tf
@@ -185,7 +185,7 @@ class Run:
 def read_run(path: Path, name: str) -> Run:
     """Raises: UserError if there is no run, or it is not finished, or damaged."""
     if not (path / CONFIG).is_file() and not (path / ENSEMBLE).is_file():
-        found = "is no run of `pipeline train`" if path.exists() else "no such folder"
+        found = "is not a run of `pipeline train`" if path.exists() else "no such folder"
         raise UserError(f"{path}: {found}; name the folder of a finished run")
     for file in (RESULT, PREDICTIONS):
         if not (path / file).is_file():
@@ -197,7 +197,7 @@ def read_run(path: Path, name: str) -> Run:
     config, result = read_config(parts[0]), read_result(path)
     config["run"]["ensemble"] = len(parts)
     if not isinstance(config["run"].get("classes"), list):
-        raise UserError(f"{parts[0] / CONFIG}: does not say the classes; train that run anew")
+        raise UserError(f"{parts[0] / CONFIG}: does not say the classes; train that run again")
     costs = {key: [read_result(part).get(key) for part in parts] for key in COST}
     run = Run(
         name=name,
@@ -211,7 +211,7 @@ def read_run(path: Path, name: str) -> Run:
     if len(run.right) != result["n"] or run.right.mean() != result["accuracy"]:
         raise UserError(
             f"{path}: {PREDICTIONS} and {RESULT} are not of one evaluation; the same `pipeline "
-            "train` with --resume writes both anew"
+            "train` with --resume writes both again"
         )
     return run
 
@@ -227,7 +227,8 @@ def read_result(path: Path) -> dict[str, Any]:
         return {**result, **named, "n": result["n"]}
     except (OSError, ValueError, LookupError, TypeError) as err:
         raise UserError(
-            f"{path / RESULT}: is missing or damaged; the same command with --resume writes it anew"
+            f"{path / RESULT}: is missing or damaged; the same command with --resume "
+            "writes it again"
         ) from err
 
 

@@ -65,5 +65,5 @@ def restore_state(
     except Exception as err:  # NumPy and zipfile raise nearly every type there is
         reason = first_line(err)
         raise Damaged(
-            f"{path}: cannot be resumed from: {reason}; remove the folder and train anew"
+            f"{path}: cannot be resumed from: {reason}; remove the folder and train again"
         ) from err

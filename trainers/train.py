@@ -144,7 +144,7 @@ def training_folder(config: TrainConfig) -> Iterator[None]:
         raise SourceError(f"an image can no longer be used: {err}") from err
     except OSError as err:
         raise EnvironmentFailed(
-            f"{err.filename or config.out}: {err.strerror or err}; mend that, then go on with "
+            f"{err.filename or config.out}: {err.strerror or err}; fix that, then go on with "
             "--resume"
         ) from err
 
@@ -339,7 +339,7 @@ def stored_run(config: TrainConfig) -> dict[str, Any]:
     path = config.out / CONFIG
     if not path.is_file():
         raise OutputError(
-            f"{config.out}: exists and is no run of `pipeline train`; choose another --out"
+            f"{config.out}: exists and is not a run of `pipeline train`; choose another --out"
         )
     try:
         found = json.loads(path.read_text())

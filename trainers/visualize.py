@@ -231,7 +231,7 @@ def class_index(config: VisualizeConfig, network: Network, classes: tuple[str, .
     if name is None:
         return None
     if not network.n_classes:
-        raise UserError(f"--class {name}: {config.path} is no classifier; leave --class out")
+        raise UserError(f"--class {name}: {config.path} is not a classifier; leave --class out")
     if name not in classes:
         near = get_close_matches(name, classes, 1, 0.0)[0]
         raise UserError(

@@ -1,7 +1,7 @@
 """A pool of two processes over albumentations, as its users write it.
 
 The four ops one after another, as a policy is written, or with `fused` shift and rotation as one
-`Affine`. Photos are decoded once for all copies, or with `per-copy` anew for each, as data loaders
+`Affine`. Photos are decoded once for all copies, or with `per-copy` again for each, as data loaders
 do.
 """
 
