@@ -20,6 +20,7 @@ from datasets.catalog import CATALOG
 from datasets.manifest import read_manifest
 from pipeline.ops import OPS
 from pipeline.policy import PRESETS
+from pipeline.report import counted
 from tests.running import PIPELINE, leftovers, run, tree_hash, wait_until, write_photos
 
 JOB = ("augment", "--limit", 300, "--copies", 2, "--workers", 0)
@@ -55,7 +56,8 @@ def test_a_dry_run_writes_nothing_and_says_what_the_run_writes(tmp_path: Path, k
         found = table_of(tmp_path / "out", split)
         ids, copies = set(found["sample_id"].to_pylist()), set(found["copy"].to_pylist())
         n = sum(record.split == split for record in shards)
-        assert f"{split:7} {len(ids):,} samples x {len(copies)} copies in {n} shards" in said
+        some = counted(len(copies), "copy", "copies")
+        assert f"{split:7} {len(ids):,} samples x {some} in {counted(n, 'shard')}" in said
     number, unit = re.search(r"about ([\d.]+) (B|kB|MB)", said).groups()
     estimate = float(number) * UNITS[unit]
     assert estimate == pytest.approx(sum(record.bytes for record in shards), rel=0.3)

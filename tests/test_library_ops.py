@@ -172,7 +172,7 @@ def test_a_file_saved_by_albumentations_is_the_same_policy(tmp_path: Path, suffi
         ("{", "not a file saved by albumentations"),
         ("[1, 2]", "not a file saved by albumentations"),
         ("!!python/object/apply:os.system ['true']", "not a file saved by albumentations"),
-        ("transform: {__class_fullname__: os.system}", "is not a transform of albumentations"),
+        ("transform: {__class_fullname__: os.system}", "is neither a transform of albumentations"),
     ],
 )
 def test_other_files_are_refused_and_never_executed(
