@@ -18,7 +18,7 @@ from datasets.source import sample_keys
 from pipeline.opencv_kernel import augment_batch, prepare
 from pipeline.plan import AugmentConfig
 from pipeline.policy import parse_policy
-from tests.running import Cluster, run, run_killed
+from tests.running import Cluster, run, run_killed, write_photos
 from trainers.ablate import trials, variants
 from trainers.config import TrainConfig, resolved
 from trainers.data import DataConfig
@@ -174,6 +174,28 @@ def test_a_training_that_diverges_is_told_and_ends_nothing(tmp_path: Path) -> No
         {"part": "batch normalization", "accuracy": None, "cost": None, "diverged": [0]}
     ]
     assert (tmp_path / "out" / "ablation.png").is_file()
+
+
+def test_where_nothing_is_left_out_a_training_that_diverges_ends_it(tmp_path: Path) -> None:
+    job = ("ablate", "--limit", 120, "--epochs", 3, "--seeds", 2, "--policy", "none", "--lr", 1e30)
+    found = run(*job, "--model", "textbook", "--threads", 64, "--out", tmp_path / "out", code=2)
+    why = "seed-0: the training with nothing left out diverged; give a lower --lr than 1e+30, "
+    assert why in found.stderr.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "out").glob("without-*")] == ["without-nothing"]
+
+
+def test_what_trainings_say_of_their_data_is_said_once(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 40)
+    (photos / "cat" / "000.png").write_bytes(b"no image")
+    (photos / "notes.txt").write_text("of the photos")
+    job = ("ablate", "--dataset", photos, "--image-size", 16, "--max-bad", 0.1, "--threads", 64)
+    job += ("--epochs", 1, "--seeds", 1, "--policy", "flip()", "--model", "textbook")
+    lines = run(*job, "--dropout", 0, "--out", tmp_path / "out").stderr.splitlines()
+    assert [line for line in lines if "cat/000.png" in line] == [
+        "not used: cat/000.png: not a JPEG, PNG, WebP, BMP, TIFF or GIF image"
+    ]
+    assert [line for line in lines if "notes.txt" in line] == ["1 passed over: notes.txt"]
+    assert lines[-2].startswith("1 of 2: without nothing, seed 0: accuracy ")
 
 
 def test_nothing_to_leave_out_is_told(tmp_path: Path) -> None:

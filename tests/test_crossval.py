@@ -93,7 +93,7 @@ def test_shards_have_the_folds_of_the_online_path(per_epoch: str, tmp_path: Path
         source, _ = opened.validation
         folds, parts = folds_of(source, 4, 9), []
         for fold in range(4):
-            found = fold_data(config, opened, folds, fold, 4)
+            found = fold_data(config, opened, folds, fold, 4, Report(quiet=True))
             images, tested = found.test or (source, np.array([]))
             shown = {found.train.source.ids[i] for i in found.train.order(0)}
             parts.append(

@@ -18,7 +18,14 @@ from pipeline.report import Report
 from tests.running import run, write_photos
 from trainers.config import TrainConfig, origin
 from trainers.data import DataConfig, open_data
-from trainers.evaluate import EvaluateConfig, data_of, evaluate, load_model, predictor
+from trainers.evaluate import (
+    EvaluateConfig,
+    batch_of,
+    data_of,
+    evaluate,
+    load_model,
+    predictor,
+)
 from trainers.models import ModelConfig
 from trainers.predictions import read_predictions
 
@@ -172,6 +179,19 @@ def test_a_data_set_with_other_classes_is_refused(tmp_path: Path) -> None:
     assert " images of test; worst class " in run("evaluate", tmp_path / "run").stdout
     message = run("evaluate", tmp_path / "run", "--dataset", theirs, code=2).stderr
     assert "knows other classes than the data set ('dog' where that has 'cow')" in message
+    model = tmp_path / "run" / "model.keras"
+    assert (
+        run("evaluate", model).stdout.partition(": ")[2]
+        == (run("evaluate", tmp_path / "run").stdout.partition(": ")[2])
+    )
+    assert run("evaluate", model, "--dataset", theirs, code=2).stderr.partition(": ")[2] == (
+        message.partition(": ")[2]
+    ).replace(f"{tmp_path / 'run'}", str(model))
+
+
+def test_batches_are_small_where_images_are_large() -> None:
+    for side, expected in ((32, 256), (64, 256), (224, 27), (5000, 1)):
+        assert batch_of((side, side, 3)) == expected
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own

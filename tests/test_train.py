@@ -15,11 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.testing import assert_array_equal
 
+from datasets.errors import UserError
 from datasets.source import is_held_out
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
+from pipeline.stream import import_tensorflow
 from tests.running import run, run_killed, run_script, tree_hash, write_photos
+from trainers.config import TrainConfig, resolved
 from trainers.data import DataConfig, open_data
+from trainers.models import ModelConfig
+from trainers.train import training_folder
 
 SLOW = pytest.mark.slow
 SMALL = ("--limit", 200, "--threads", 2)
@@ -54,6 +59,35 @@ def assert_same_training(a: Path, b: Path) -> None:
     assert len(arrays["losses"]) == len(progress["epochs"]) * 2 > 0  # 180 samples, batches of 128
     for name, values in arrays.items():
         assert_array_equal(values, others[name])
+
+
+def test_a_class_of_which_all_images_are_held_out_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = write_photos(tmp_path / "photos" / "train", 30)
+    names = [f"train/fox/{i}.png" for i in range(60)]
+    name = names[int(np.flatnonzero(is_held_out(names, 0.1, "validation"))[0])]
+    write_photos(tmp_path / "fox", 1, ("fox",)).joinpath("fox").rename(photos / "fox")
+    (photos / "fox" / "000.png").rename(photos.parent / name)
+    config = DataConfig(AugmentConfig(str(photos.parent), tmp_path, image_size=(8, 8)))
+    found = open_data(config, Report())
+    assert found.classes == ("cat", "dog", "fox")
+    assert "no image to train on is of the class 'fox': all that it has are held out" in (
+        capsys.readouterr().err
+    )
+    shutil.rmtree(photos / "dog")
+    with pytest.raises(UserError, match="all images to train on are of one class"):
+        open_data(config, Report())
+
+
+def test_too_little_memory_is_told_with_what_to_choose(tmp_path: Path) -> None:
+    data = DataConfig(AugmentConfig("digits", tmp_path))
+    config = resolved(TrainConfig(data, ModelConfig("textbook"), tmp_path / "out"))
+    with (
+        pytest.raises(UserError, match=r"not enough memory .* smaller --batch-size than \d+, "),
+        training_folder(config),
+    ):
+        import_tensorflow().zeros(2**50)
 
 
 @pytest.mark.parametrize("form", ["parquet", pytest.param("tfrecord", marks=pytest.mark.slow)])

@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ REGULARIZERS: dict[str, dict[str, Any]] = {
     "activity L1": {"activity_l1": 0.0},
     "batch normalization": {"batch_norm": False},
 }
+# What a training says of its data, which is the same in all of them.
+OF_DATA = ("ignored", "empty_classes", "untrained_classes", "unused", "quarantined")
 # Within a process, whose random generators trainings would share: a worker may have many threads.
 ONE_AT_A_TIME = threading.Lock()
 
@@ -52,6 +54,18 @@ class Trial:
     left_out: str
     seed: int
     config: TrainConfig
+
+
+@dataclass(frozen=True)
+class Noted(Report):
+    """Tells nobody, and keeps what is said of the data: (text, fields)."""
+
+    quiet: bool = True
+    notes: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def say(self, text: str, **fields: Any) -> None:
+        if fields.get("event") in OF_DATA:
+            self.notes.append((text, fields))
 
 
 def variants(config: TrainConfig) -> dict[str, TrainConfig]:
@@ -94,7 +108,8 @@ def ablate(
 
     n_workers: Trainings at a time, each in a process of its own; with 1 in this one.
     scheduler: Address of a Dask scheduler whose workers train instead.
-    Raises: UserError of each kind, as `train` does.
+    Raises: UserError of each kind, as `train` does; Diverged if a training with nothing left out
+      does, which leaves nothing to compare with.
     """
     if config.data.offline:
         raise UserError(
@@ -118,9 +133,28 @@ def ablate(
         whole = {"without": list(variants(config)), "seeds": [config.seed, n_seeds]}
         begin_whole(config, ABLATION, whole, "ablation")
         results: dict[tuple[str, int], dict[str, Any] | None] = {}
+        told: set[str] = set()
         is_local = scheduler is None and n_workers > 1
         workers = n_workers if is_local and not has_gpu(config.threads) else 0
-        for trial, result in run(train_trial, todo, workers, scheduler, None):
+        done = run(
+            train_trial,
+            todo,
+            workers,
+            scheduler,
+            None,
+            shared=config.out / ABLATION,
+            say=report.say,
+        )
+        for trial, result, notes in done:
+            for text, fields in notes:
+                if text not in told:
+                    report.say(text, **fields)
+            told.update(text for text, _ in notes)
+            if result is None and trial.left_out == NOTHING:
+                raise Diverged(
+                    f"{trial.config.out}: the training with nothing left out diverged; give a "
+                    f"lower --lr than {config.lr:g}, and another --out"
+                )
             results[trial.left_out, trial.seed] = result
             worth = "diverged" if result is None else f"accuracy {accuracy_of(result):.4f}"
             report.say(
@@ -158,13 +192,17 @@ def has_gpu(n_threads: int) -> bool:
     return bool(import_tensorflow(n_threads).config.list_physical_devices("GPU"))
 
 
-def train_trial(trial: Trial) -> tuple[Trial, dict[str, Any] | None]:
-    """The trial and its result, in this process or a worker's; None if the training diverged."""
+def train_trial(
+    trial: Trial,
+) -> tuple[Trial, dict[str, Any] | None, list[tuple[str, dict[str, Any]]]]:
+    """The trial, its result and what was said of its data, in this process or a worker's. The
+    result is None if the training diverged."""
+    report = Noted()
     try:
         with ONE_AT_A_TIME:
-            return trial, train(trial.config, 1, Report(quiet=True), is_part=True)
+            return trial, train(trial.config, 1, report, is_part=True), report.notes
     except Diverged:
-        return trial, None
+        return trial, None, report.notes
 
 
 def accuracy_of(result: dict[str, Any]) -> float:
@@ -174,18 +212,10 @@ def accuracy_of(result: dict[str, Any]) -> float:
 def finish(
     config: TrainConfig, n_seeds: int, results: dict[tuple[str, int], dict[str, Any] | None]
 ) -> str:
-    """Writes figures and the picture; the table.
-
-    Raises: Diverged if that happened with nothing left out, which leaves nothing to compare with.
-    """
+    """Writes figures and the picture; the table. With nothing left out all have a result."""
     seeds = [config.seed + i for i in range(n_seeds)]
     nothing = [(seed, results[NOTHING, seed]) for seed in seeds]
     wholes = {seed: one for seed, one in nothing if one is not None}
-    if len(wholes) < n_seeds:
-        raise Diverged(
-            f"{config.out}: with nothing left out {n_seeds - len(wholes)} of {n_seeds} trainings "
-            f"diverged; give a lower --lr than {config.lr:g}, and another --out"
-        )
     rows: list[dict[str, Any]] = []
     for name in list(variants(config))[1:]:
         without = [(seed, results[name, seed]) for seed in seeds]

@@ -33,8 +33,8 @@ CROSSVAL, FOLDS, PICTURE = "crossval.json", "folds.csv", "folds.png"
 def folds_of(source: Images, n_folds: int, seed: int) -> np.ndarray:
     """(n,) the fold of each position, -1 of unusable ones; stratified by class.
 
-    All copies of a sample are in one fold. It depends on ids and labels alone, not on their order,
-    so that the folds from shards are those of the online path.
+    All copies of a sample are in one fold. It depends on ids, labels and the seed, and not on their
+    order, so that the folds from shards are those of the online path.
     Raises: UserError if there are more folds than samples of every class.
     """
     import warnings
@@ -58,12 +58,14 @@ def folds_of(source: Images, n_folds: int, seed: int) -> np.ndarray:
     return found
 
 
-def fold_data(config: TrainConfig, data: Data, folds: np.ndarray, fold: int, n_folds: int) -> Data:
+def fold_data(
+    config: TrainConfig, data: Data, folds: np.ndarray, fold: int, n_folds: int, report: Report
+) -> Data:
     """The data of one training: the fold tests, the others train and validate."""
     source, _ = data.validation
     others = np.flatnonzero((folds >= 0) & (folds != fold))
     tested = np.flatnonzero(folds == fold)
-    parts = parted(config.data, source, others, (source, tested))
+    parts = parted(config.data, source, others, (source, tested), report)
     return replace(parts, fold=(fold + 1, n_folds))
 
 
@@ -79,7 +81,7 @@ def crossval(config: TrainConfig, n_folds: int, report: Report) -> str:
         folds = folds_of(source, n_folds, config.seed)
         listed = list_folds(source, folds)
         # All of them before the first is trained, in case one cannot be.
-        parts = [fold_data(config, data, folds, fold, n_folds) for fold in range(n_folds)]
+        parts = [fold_data(config, data, folds, i, n_folds, report) for i in range(n_folds)]
         # What lies in which fold also depends on the version of what makes them.
         known = {"folds": n_folds, "sha256": hashlib.sha256(listed).hexdigest()}
         begin_whole(config, CROSSVAL, known, "cross-validation")

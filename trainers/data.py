@@ -93,7 +93,7 @@ def open_data(config: DataConfig, report: Report, with_test: bool = True) -> Dat
             f"{source.shape[1]}x{source.shape[0]}; give --image-size"
         )
     tested = None if test is None else (test, test.usable)
-    return parted(config, source, source.usable, tested)
+    return parted(config, source, source.usable, tested, report)
 
 
 def origins_of(source: Images) -> list[str]:
@@ -107,10 +107,12 @@ def parted(
     source: Images,
     positions: np.ndarray,
     test: tuple[Images, np.ndarray] | None,
+    report: Report,
 ) -> Data:
-    """Samples at these positions to train on and, held out by hash, to validate with.
+    """Samples at these positions to train on and, held out by hash, to validate with. Says which
+    classes are left without an image to train on.
 
-    Raises: UserError if nothing is left of one of them.
+    Raises: UserError if nothing is left of one of them, or if there is but one class to learn.
     """
     held_out = is_held_out(origins_of(source), config.val_fraction, "validation")[positions]
     shown, kept = positions[~held_out], positions[held_out]
@@ -119,10 +121,20 @@ def parted(
             f"--val-fraction {config.val_fraction:g}: leaves {len(shown)} samples to train on and "
             f"{len(kept)} to validate with; each needs some"
         )
-    if len(np.unique(source.labels[positions])) < 2:
+    learned = np.unique(source.labels[shown])
+    if len(learned) < 2:
         raise UserError(
             f"{config.offline or config.augment.dataset}: all images to train on are of one class, "
             "and there is nothing to learn; expected a folder, or a label, for each class"
+        )
+    untrained = np.setdiff1d(source.labels[positions], learned).tolist()
+    if untrained:
+        names = ", ".join(repr(source.classes[label]) for label in untrained[:5])
+        report.say(
+            f"no image to train on is of the class {names}{' and more' if untrained[5:] else ''}: "
+            "all that it has are held out; add some, or choose another --val-fraction",
+            event="untrained_classes",
+            classes=[source.classes[label] for label in untrained],
         )
     images: Images = source
     if config.per_epoch == "all-copies" and isinstance(source, ShardImages):

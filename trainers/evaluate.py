@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +20,10 @@ from pipeline.report import Report
 from pipeline.stream import Images, Stream, import_tensorflow
 from trainers.predictions import PREDICTIONS, read_predictions
 
-CONFIG, ENSEMBLE, MODEL = "config.json", "ensemble.json", "model.keras"
+CONFIG, ENSEMBLE = "config.json", "ensemble.json"
+MODEL, MODEL_H5 = "model.keras", "model.h5"
 RESULT = "result.json"
-BATCH = 256
+BATCH_BYTES, MAX_BATCH = 2**22, 256
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,16 @@ def guess(predict: Any, source: Images, shown: np.ndarray, n_copies: int = 0) ->
     averaged over the originals and copies 1 to `n_copies` (test-time augmentation)."""
     total = np.zeros((len(shown), len(source.classes)))
     for copy in range(n_copies + 1):
-        stream = Stream(source, shown, BATCH, order_seed=None, copy=copy)
+        stream = Stream(source, shown, batch_of(source.shape), order_seed=None, copy=copy)
         batches = (stream.batch(step)[0] for step in range(stream.steps_per_epoch))
         total += np.concatenate([predict(images).numpy() for images in batches])
     return total / (n_copies + 1)
+
+
+def batch_of(shape: tuple[int, ...]) -> int:
+    """How many images of that shape are shown to a network at a time: 4 MB of pixels, since what
+    it makes of them takes hundreds of times as much. VGG16's first maps of 27 take 350 MB."""
+    return max(1, min(MAX_BATCH, BATCH_BYTES // math.prod(shape)))
 
 
 def evaluation(source: Images, shown: np.ndarray, probabilities: np.ndarray) -> Evaluation:
@@ -199,11 +207,17 @@ def members(path: Path) -> list[Path]:
         raise UserError(f"{path / ENSEMBLE}: is damaged; name the members instead") from err
 
 
+def run_folder(path: Path) -> Path:
+    """The folder of the run whose model that file is; any other path is itself."""
+    return path.parent if path.name in (MODEL, MODEL_H5) and path.is_file() else path
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """What a run folder says of its training; nothing of a model's file.
+    """What a run folder, or that around its model, says of the training; nothing of other files.
 
     Raises: UserError if it is damaged.
     """
+    path = run_folder(path)
     if not (path / CONFIG).is_file():
         return {"run": {}, "origin": {}}
     try:
@@ -297,7 +311,7 @@ def images_of(
     source = open_images(data, "memory", report)
     ids = [own[i] for i in limited(own, config.limit)]
     fold = known[0]["run"].get("fold")
-    what = f"fold {fold}" if fold else "val"
+    what = f"fold {fold}" if fold else "train, held out to validate"
     return source, positions_of(ids, source, data.dataset), what
 
 
@@ -320,10 +334,11 @@ def is_part_of_train(split: str, known: dict[str, Any]) -> bool:
 
 
 def held_out(path: Path, known: dict[str, Any]) -> list[str] | None:
-    """The samples of train that a run was tested on; None of other runs, and of a model's file.
+    """The samples of train that a run was tested on; None of other runs, and of other files.
 
     Raises: UserError if its predictions cannot be read.
     """
+    path = run_folder(path)
     try:
         split = json.loads((path / RESULT).read_text())["split"]
     except (OSError, ValueError, LookupError, TypeError):

@@ -26,6 +26,7 @@ from trainers.evaluate import (
     CONFIG,
     ENSEMBLE,
     MODEL,
+    MODEL_H5,
     RESULT,
     Evaluation,
     evaluate,
@@ -109,7 +110,7 @@ def finish(
         "parameters": int(model.count_params()),
         "environment": environment(config),
     }
-    for name in [MODEL, *(["model.h5"] if config.save_h5 else [])]:
+    for name in [MODEL, *([MODEL_H5] if config.save_h5 else [])]:
         model.save(out / f".partial.{name}")
         (out / f".partial.{name}").rename(out / name)
     pictures.curves(epochs, out / "curves.png")

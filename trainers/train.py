@@ -18,7 +18,14 @@ from datasets.commit import (
     partial_folders,
     replaced_folder,
 )
-from datasets.errors import EnvironmentFailed, ImageError, OutputError, SourceError, UserError
+from datasets.errors import (
+    EnvironmentFailed,
+    ImageError,
+    OutputError,
+    SourceError,
+    UserError,
+    first_line,
+)
 from datasets.manifest import sha256_text
 from datasets.schema import as_utf8, canonical_json
 from datasets.storage import write_atomically
@@ -147,6 +154,18 @@ def training_folder(config: TrainConfig) -> Iterator[None]:
             f"{err.filename or config.out}: {err.strerror or err}; fix that, then go on with "
             "--resume"
         ) from err
+    except Exception as err:
+        if not is_out_of_memory(err):
+            raise
+        raise UserError(
+            f"there is not enough memory ({first_line(err)[:200]}); choose a smaller --batch-size "
+            f"than {config.data.batch_size}, a smaller --image-size, or another --model"
+        ) from err
+
+
+def is_out_of_memory(err: Exception) -> bool:
+    """Whether Python or TensorFlow, which may not be imported, asked for more than there is."""
+    return isinstance(err, MemoryError) or type(err).__name__ == "ResourceExhaustedError"
 
 
 def train_ensemble(config: TrainConfig, n_members: int, report: Report) -> dict[str, Any]:
@@ -267,6 +286,12 @@ def train_one(
         precision = "mixed_bfloat16" if config.mixed_precision else "float32"
         model = build(config.model, data.shape, len(data.classes), config.seed, precision)
         is_begun = prepare_run(config, data)
+        if config.patience and data.test is None:
+            report.say(
+                "there is no split test: --patience chooses the epoch by the images that the "
+                "accuracy is of, which looks a little better than it is",
+                event="chosen_by_validation",
+            )
         learner, shown, begun = model, data, time.monotonic()
         if config.model.transfer and config.model.transfer.mode == "freeze":
             learner, shown = split_at_features(model)[1], as_features(config, data, model, report)

@@ -17,7 +17,14 @@ from pipeline.preview import draw
 from pipeline.report import Report
 from pipeline.shard import decode_one
 from trainers.activations import Network, named_layers, shapes_of
-from trainers.evaluate import ENSEMBLE, EvaluateConfig, data_of, load_model, read_config
+from trainers.evaluate import (
+    ENSEMBLE,
+    EvaluateConfig,
+    data_of,
+    held_out,
+    load_model,
+    read_config,
+)
 from trainers.network_sheets import Shown, cam_sheet, kernel_sheet, map_sheet
 
 SPLIT, N_SAMPLES = "test", 4  # where nothing else is asked for
@@ -178,12 +185,13 @@ def first_samples(
     config: VisualizeConfig, network: Network, known: dict[str, Any], report: Report
 ) -> Shown:
     """Those of the data set, as large as the network takes them."""
+    is_of_train = config.dataset is None and held_out(config.path, known) is not None
     asked = EvaluateConfig(
         paths=(config.path,),
         default_data_dir=config.default_data_dir,
         dataset=config.dataset,
         data_dir=config.data_dir,
-        split=config.split or SPLIT,
+        split=config.split or ("train" if is_of_train else SPLIT),
         image_size=network.shape[:2],
         limit=config.samples or N_SAMPLES,
     )
