@@ -41,13 +41,34 @@ if TYPE_CHECKING:
     from trainers.config import TrainConfig
 
 GC_EVERY = 100_000  # new objects
+PACKAGE = "augmentation-pipeline"
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="Image augmentation: one policy, offline into shards or online while training.",
 )
+
+
+def tell_version(is_asked: bool) -> None:
+    """Prints the version and ends, if that is what was asked for."""
+    if is_asked:
+        from importlib.metadata import version
+
+        print(f"{PACKAGE} {version(PACKAGE)}")
+        raise typer.Exit
+
+
+@app.callback()
+def pipeline(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=tell_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Image augmentation: one policy, offline into shards or online while training."""
 
 
 @app.command()
@@ -55,18 +76,22 @@ app = typer.Typer(
 def augment(
     config: AugmentConfig,
     online: Annotated[
-        bool, typer.Option("--online/--offline", help="Stream without writing, or write shards.")
+        bool,
+        typer.Option(
+            "--online/--offline", help="Stream without writing anything, or write shards."
+        ),
     ] = False,
     engine: Annotated[
-        Engine, typer.Option(help="Of --online: OpenCV's kernel, or TensorFlow's graph ops.")
+        Engine,
+        typer.Option(help="With --online: augment with OpenCV or with TensorFlow graph ops."),
     ] = Engine.opencv,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be written.")
+        bool, typer.Option("--dry-run", help="Only print what would be written.")
     ] = False,
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Write augmented copies of a data set to shards, or make them and keep none (--online)."""
+    """Write augmented copies of a data set to shards, or stream them without writing (--online)."""
     from pipeline.report import Report, summary_lines
 
     report = Report(quiet=quiet, log_format=log_format.value)
@@ -88,18 +113,17 @@ def augment(
 def train(
     config: TrainConfig,
     ensemble: Annotated[
-        int, typer.Option(min=1, max=100, help="Train so many, with the seeds that follow.")
+        int,
+        typer.Option(min=1, max=100, help="Number of networks, trained with consecutive seeds."),
     ] = 1,
     overwrite: Annotated[
         bool,
-        typer.Option(
-            "--overwrite", help="Replace another run in --out, once this one is finished."
-        ),
+        typer.Option("--overwrite", help="Replace the run in --out once this one has finished."),
     ] = False,
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Train a network on augmented images, and say what it is worth on images it has not seen."""
+    """Train an image classifier on augmented images and report its test accuracy."""
     from dataclasses import replace
 
     from pipeline.report import Report
@@ -123,13 +147,11 @@ def apart(config: TrainConfig, context: typer.Context) -> TrainConfig:
 def crossval(
     config: TrainConfig,
     context: typer.Context,
-    folds: Annotated[
-        int, typer.Option(min=2, max=1000, help="So many parts, each tested once.")
-    ] = 5,
+    folds: Annotated[int, typer.Option(min=2, max=1000, help="Number of folds.")] = 5,
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Train on all folds of a data set but one, for each of them, and say what that is worth."""
+    """Cross-validate: train one network per fold and report mean accuracy."""
     from pipeline.report import Report
     from trainers.crossval import crossval as run
 
@@ -143,15 +165,15 @@ def ablate(
     config: TrainConfig,
     context: typer.Context,
     seeds: Annotated[
-        int, typer.Option(min=1, max=100, help="Trainings of each, with the seeds that follow.")
+        int, typer.Option(min=1, max=100, help="Trainings of each variant, with consecutive seeds.")
     ] = 3,
     scheduler: Annotated[
-        str | None, typer.Option(help="Address of a running Dask scheduler whose workers train.")
+        str | None, typer.Option(help="Address of a running Dask scheduler; its workers train.")
     ] = None,
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Leave out each op of the policy and each regularizer, and say what that costs."""
+    """Leave out each op and regularizer in turn and report what that costs."""
     from pipeline.report import Report
     from trainers.ablate import ablate as run
 
@@ -163,33 +185,43 @@ def ablate(
 @app.command()
 def evaluate(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run folders, .keras or .h5 files; several are averaged.")
+        list[Path],
+        typer.Argument(help="Run folders, .keras or .h5 files; several are also averaged."),
     ],
     dataset: RunDataset = None,
     data_dir: RunDataDir = None,
     split: Annotated[
         str | None,
-        typer.Option(help="The split to evaluate on.", show_default="what the run was tested on"),
+        typer.Option(help="Split to evaluate on.", show_default="what the run was tested on"),
     ] = None,
     policy: Annotated[
-        str | None, typer.Option(help="Of --tta.", show_default="the run's", **POLICY)
+        str | None,
+        typer.Option(help="Policy of the --tta copies.", show_default="the run's", **POLICY),
     ] = None,
     tta: Annotated[
-        int, typer.Option(min=0, max=1000, help="Average so many augmented copies of each too.")
+        int,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="Augmented copies to average with the original (test-time augmentation).",
+        ),
     ] = 0,
     image_size: ImageSize = None,
-    seed: Annotated[int | None, typer.Option(help="Of --tta.", show_default="the run's")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Augmentation seed of the --tta copies.", show_default="the run's"),
+    ] = None,
     limit: Limit = None,
     max_bad: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Share of inputs that may be unusable.", show_default="the run's"
+            min=0, max=1, help="Share of inputs allowed to be unusable.", show_default="the run's"
         ),
     ] = None,
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Say what trained models are worth on a data set, each alone and all together."""
+    """Evaluate trained models, each alone and averaged."""
     from pipeline.report import Report
     from trainers.evaluate import EvaluateConfig, evaluate_runs
 
@@ -217,12 +249,14 @@ def compare(
     ],
     out: Annotated[
         Path,
-        typer.Option(parser=local_path, metavar="PATH", help="Folder for figures and pictures."),
+        typer.Option(
+            parser=local_path, metavar="PATH", help="Folder to write figures and pictures to."
+        ),
     ] = Path("compare"),
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Say how runs differ, and whether one guesses better on the same images or may be lucky."""
+    """Compare runs tested on the same images, with significance tests."""
     from pipeline.report import Report
     from trainers.compare import compare as run
 
@@ -234,51 +268,56 @@ def compare(
 def visualize(
     model: Annotated[Path, typer.Argument(help="Run folder, or a .keras or .h5 file.")],
     layers: Annotated[
-        bool, typer.Option("--layers", help="Only list the layers and what they give.")
+        bool, typer.Option("--layers", help="Only list the layers and their output shapes.")
     ] = False,
     layer: Annotated[
         list[str] | None,
         typer.Option(
-            help="Draw its kernels and feature maps; repeatable.",
+            help="Layer whose kernels and feature maps to draw; repeatable.",
             show_default="the first convolution, and the last layer with maps",
         ),
     ] = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option(help="File to look at; repeatable.", show_default="samples of a data set"),
+        typer.Option(help="Image file to use; repeatable.", show_default="samples of a data set"),
     ] = None,
     dataset: RunDataset = None,
     data_dir: RunDataDir = None,
     split: Annotated[
-        str | None, typer.Option(help="The split to take samples of.", show_default="test")
+        str | None, typer.Option(help="Split to take samples from.", show_default="test")
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=1, max=40, help="Samples, chosen by hash.", show_default="4"),
+        typer.Option(min=1, max=40, help="Number of samples, chosen by hash.", show_default="4"),
     ] = None,
     class_name: Annotated[
         str | None,
-        typer.Option("--class", help="Of Grad-CAM.", show_default="the likeliest of each image"),
+        typer.Option(
+            "--class",
+            help="Class that Grad-CAM explains.",
+            show_default="each image's most likely",
+        ),
     ] = None,
     channels: Annotated[
-        int, typer.Option(min=1, max=64, help="Feature maps of each layer, the strongest.")
+        int,
+        typer.Option(min=1, max=64, help="Feature maps to draw per layer, the strongest ones."),
     ] = 16,
     image_size: Annotated[
-        Any, typer.Option(help="Size in pixels, for a model that takes any.", **SIZE)
+        Any, typer.Option(help="Input size in pixels, for a model that takes any size.", **SIZE)
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             parser=local_path,
             metavar="PATH",
-            help="Folder of the pictures.",
-            show_default="pictures in or beside the model",
+            help="Folder to write pictures to.",
+            show_default="pictures/ in the run folder, or beside the model file",
         ),
     ] = None,
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Draw what a trained model has learnt: kernels, feature maps, and Grad-CAM."""
+    """Draw what a trained model has learned: kernels, feature maps and Grad-CAM."""
     from pipeline.report import Report
     from trainers.visualize import VisualizeConfig, list_layers
     from trainers.visualize import visualize as draw
@@ -306,17 +345,21 @@ def verify(
     folder: Output,
     deep: Annotated[
         bool,
-        typer.Option("--deep", help="Also decode every row, and recompute some from the source."),
+        typer.Option(
+            "--deep", help="Also decode every row and recompute a sample of rows from the source."
+        ),
     ] = False,
     dataset: Annotated[
         str | None,
-        typer.Option(help="For --deep: the source, which must then be there and as it was."),
+        typer.Option(
+            help="With --deep: the source to compare with; fails if it is missing or has changed."
+        ),
     ] = None,
     data_dir: DataDir = DATA_DIR,
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Check every hash, size and count of an output; exit code 3 if anything is damaged."""
+    """Check every hash, size and count of an output; exits with 3 if anything is damaged."""
     from pipeline.check import check
     from pipeline.report import Report
 
@@ -328,7 +371,7 @@ def verify(
 def inspect(
     folder: Output,
 ) -> None:
-    """Show what an output holds: job, counts per class and copy, ranges of parameters, size."""
+    """Show what an output holds: its job, counts per class and copy, parameter ranges and size."""
     from pipeline.contents import describe
 
     describe(folder)
@@ -341,26 +384,30 @@ def preview(
         typer.Argument(
             parser=place,
             metavar="[PATH|URL]",
-            help="Output of `pipeline augment`, instead of a data set.",
+            help="Output of `pipeline augment` to show instead of a data set.",
         ),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Name or path, as for augment.", show_default="digits")
+        str | None,
+        typer.Option(
+            help="Name (see `pipeline datasets`), path or URL of a data set to preview.",
+            show_default="digits",
+        ),
     ] = None,
     data_dir: DataDir = DATA_DIR,
-    split: Annotated[str, typer.Option(help="The split to show.")] = "train",
+    split: Annotated[str, typer.Option(help="Split to show.")] = "train",
     policy: Policy = None,
     copies: Annotated[int, typer.Option(min=1, max=16, help="Augmented copies to show.")] = 6,
     samples: Annotated[int, typer.Option(min=1, max=40, help="Samples to show.")] = 8,
     image_size: ImageSize = None,
     seed: Annotated[int | None, typer.Option(help="Augmentation seed.", show_default="0")] = None,
     out: Annotated[
-        Path, typer.Option(parser=local_path, metavar="PATH", help="PNG to write.")
+        Path, typer.Option(parser=local_path, metavar="PATH", help="PNG file to write.")
     ] = Path("preview.png"),
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Draw a contact sheet: a row a sample, a column a copy, with the parameters under each."""
+    """Draw a contact sheet: one row per sample, one column per copy, with parameters below."""
     from pipeline import preview as sheet
     from pipeline.report import Report
 
@@ -381,7 +428,7 @@ def preview(
 
 @app.command("datasets")
 def list_datasets() -> None:
-    """List the data sets that are known by name."""
+    """List the data sets known by name."""
     from datasets.catalog import CATALOG, describe
 
     for name in CATALOG:
@@ -391,7 +438,7 @@ def list_datasets() -> None:
 
 @app.command()
 def policies() -> None:
-    """List presets, ops and their options."""
+    """List policy presets, ops and their options."""
     from pipeline.policy import catalogue
 
     print(catalogue())
@@ -404,13 +451,13 @@ def clean(
         typer.Argument(
             parser=place,
             metavar="[PATH|URL]",
-            help="An output, or a folder under which outputs lie.",
+            help="An output, or a folder that holds outputs.",
         ),
     ] = Path("augmented"),
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Remove what unfinished runs have left beside outputs."""
+    """Remove leftovers of unfinished runs."""
     from datasets.clean import clean as remove
     from pipeline.report import Report
 
@@ -428,12 +475,13 @@ STEP = (sys.executable, "-P", "-c", "import cli; cli.step()")
 
 @app.command("run")
 def run_file(
-    job: Annotated[Path, typer.Argument(help="Job file, such as jobs/demo.yaml.")],
+    job: Annotated[Path, typer.Argument(help="YAML job file, such as jobs/demo.yaml.")],
     change: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="KEY=VALUE, or STEP.OPTION=VALUE for every step of that command; repeatable.",
+            help="Change a key of the job (KEY=VALUE) or an option of every step of a command "
+            "(COMMAND.OPTION=VALUE); repeatable.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -442,7 +490,7 @@ def run_file(
     log_format: Log = LogFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Run the steps of a job file, one after another; the same again goes on where it stopped."""
+    """Run a job file's steps; run it again to resume."""
     from pipeline.history import timestamp
     from pipeline.jobfile import read_job
     from pipeline.report import Report
@@ -465,13 +513,13 @@ def status(
         typer.Argument(
             parser=place,
             metavar="PATH",
-            help="Folders of histories, or of outputs on this machine.",
+            help="Folders of job histories, or of outputs, on this machine.",
             show_default="history",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """Show the last run of each job; exit code 3 if one has failed, as a health check wants it."""
+    """Show each job's last run; exits with 3 if one failed."""
     from pipeline import status as runs
 
     where = [runs.known_folder(folder) for folder in folders or ()] or [Path("history")]
@@ -485,7 +533,7 @@ def status(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of job files, for editors."""
+    """Print the JSON Schema of job files, for use in editors."""
     import json
 
     from pipeline.job_schema import json_schema

@@ -58,7 +58,7 @@ class LogFormat(StrEnum):
 Dataset = Annotated[
     str,
     typer.Option(
-        help="Name (see `pipeline datasets`), or path or URL of a folder or list of images."
+        help="Name (see `pipeline datasets`), or path or URL of a folder or a list of images."
     ),
 ]
 Output = Annotated[
@@ -68,7 +68,7 @@ Output = Annotated[
 DataDir = Annotated[
     Path,
     typer.Option(
-        help="Where known data sets lie or are downloaded to.",
+        help="Folder of the data sets known by name, and where they are downloaded to.",
         envvar="PIPELINE_DATA",
         show_default="~/.cache/augmentation-pipeline",
     ),
@@ -103,25 +103,27 @@ Policy = Annotated[
     str | None,
     typer.Option(
         help="Ops joined by |, a preset (see `pipeline policies`), or a file saved by "
-        "albumentations.save. Default: one that suits the data set.",
+        "albumentations.save.",
+        show_default="one that suits the data set",
         **POLICY,
     ),
 ]
 # (height, width); called `Any`, since Typer would take a tuple for two words.
 SIZE: Any = {"parser": read_size, "metavar": "S|HxW"}
 ImageSize = Annotated[
-    Any, typer.Option(help="Resize and centre-crop to S x S or HxW pixels, antialiased.", **SIZE)
+    Any, typer.Option(help="Resize (antialiased) and centre-crop to SxS or HxW pixels.", **SIZE)
 ]
 Seed = Annotated[int, typer.Option(help="Augmentation seed.")]
 Limit = Annotated[
-    int | None, typer.Option(min=1, help="This many samples of each split, chosen by hash.")
+    int | None,
+    typer.Option(min=1, help="Use only this many samples of each split, chosen by hash."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Errors only; no results either.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only: no progress, no results.")]
 Log = Annotated[
     LogFormat,
     typer.Option(
-        help="Progress as text on standard error and results on standard output, or all as JSON "
-        "lines on standard error."
+        help="text: progress on standard error, results on standard output. json: everything as "
+        "JSON lines on standard error."
     ),
 ]
 
@@ -155,31 +157,35 @@ def augmenting(
     context: typer.Context,
     dataset: Dataset = "digits",
     data_dir: DataDir = DATA_DIR,
-    split: Annotated[str, typer.Option(help="The split to augment, or all.")] = "train",
+    split: Annotated[str, typer.Option(help="Split to augment; all for every split.")] = "train",
     eval_splits: Annotated[
-        bool, typer.Option(help="Write the other splits too, originals only.")
+        bool, typer.Option(help="Also write the other splits, as originals only.")
     ] = True,
     out: Annotated[
         Path | None,
         typer.Option(
             parser=place,
             metavar="PATH|URL",
-            help="Output folder, or s3://, gs://, az://; of --online: a contact sheet.",
+            help="Output folder, or an s3://, gs:// or az:// URL; with --online, a contact sheet.",
             show_default="augmented/NAME, augmented/NAME-online.png",
         ),
     ] = None,
     policy: Policy = None,
     copies: Annotated[int, typer.Option(help="Augmented copies of each sample.")] = 4,
-    original: Annotated[bool, typer.Option(help="Write the original too, as copy 0.")] = True,
-    format: Annotated[Format, typer.Option(help="Format of the shards.")] = Format.parquet,
+    original: Annotated[bool, typer.Option(help="Also write each original, as copy 0.")] = True,
+    format: Annotated[Format, typer.Option(help="File format of the shards.")] = Format.parquet,
     encoding: Annotated[
-        Encoding, typer.Option(help="auto: raw up to 64 px where all sizes are equal, else jpeg.")
+        Encoding,
+        typer.Option(
+            help="How images are stored. auto: raw if all have one size of at most 64 px, "
+            "else jpeg."
+        ),
     ] = Encoding.auto,
     quality: Annotated[
         int | None, typer.Option(min=1, max=100, help="JPEG quality.", show_default="95")
     ] = None,
     compression: Annotated[
-        Compression, typer.Option(help="Of Parquet columns.")
+        Compression, typer.Option(help="Compression of Parquet columns.")
     ] = Compression.none,
     image_size: ImageSize = None,
     seed: Seed = 0,
@@ -187,41 +193,45 @@ def augmenting(
         int | None,
         typer.Option(
             min=1,
-            help="Samples a shard, on average at most.",
+            help="At most this many samples per shard, on average.",
             show_default="16 MB decoded, at most 4096",
         ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Local processes; 0: all in this one.", show_default="the cores"),
+        typer.Option(
+            min=0, help="Worker processes; 0 does it all in this one.", show_default="one per core"
+        ),
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(help="Address of a running Dask scheduler, whose workers do it all."),
+        typer.Option(help="Address of a running Dask scheduler; its workers write the shards."),
     ] = None,
     limit: Limit = None,
     max_bad: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of inputs that may be unusable.")
+        float, typer.Option(min=0, max=1, help="Share of inputs allowed to be unusable.")
     ] = 0.01,
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite/--resume", help="Replace what is there, or go on where a run stopped."
+            "--overwrite/--resume",
+            help="Replace the output in --out, or resume an unfinished run.",
         ),
     ] = False,
     publish: Annotated[
         bool,
         typer.Option(
             "--publish",
-            help="Write a version beside the last into --out, and let `latest` in there be it.",
+            help="Write a new version below --out and point `latest` at it.",
         ),
     ] = False,
     keep: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Of --publish: remove all but so many versions, unless somebody reads "
-            "them, and what unfinished runs left.",
+            help="With --publish: keep this many versions; older ones go once nobody reads them, "
+            "as does what unfinished runs left.",
+            show_default="all",
         ),
     ] = None,
 ) -> AugmentConfig:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib.metadata import version
 from pathlib import Path
 
 import click
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from cli import app
 
@@ -59,7 +61,16 @@ def test_every_command_and_option_says_what_it_is_for(name: str) -> None:
     command = COMMANDS[name]
     assert command.help
     for parameter in command.params:
-        assert getattr(parameter, "help", None), f"{name} {parameter.name}"
+        text = getattr(parameter, "help", None)
+        assert text, f"{name} {parameter.name}"
+        # A default has a place of its own, and "Of the first of two." leaves one guessing.
+        assert not text.startswith(("Default:", "Of ")), f"{name} {parameter.name}: {text}"
+
+
+def test_the_version_is_printed() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.stdout == f"augmentation-pipeline {version('augmentation-pipeline')}\n"
 
 
 @pytest.mark.parametrize("name", ["Makefile", "README.md"])

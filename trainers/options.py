@@ -52,11 +52,16 @@ class PerEpoch(StrEnum):
     all_copies = "all-copies"
 
 
-RunDataset = Annotated[str | None, typer.Option(help="Name or path.", show_default="the run's")]
+OWN = "the network's own"
+
+RunDataset = Annotated[
+    str | None,
+    typer.Option(help="Data set: its name, path or URL.", show_default="the run's"),
+]
 RunDataDir = Annotated[
     Path | None,
     typer.Option(
-        help="Where known data sets lie.",
+        help="Folder of the data sets known by name.",
         envvar="PIPELINE_DATA",
         show_default="the run's, or ~/.cache/augmentation-pipeline",
     ),
@@ -65,65 +70,84 @@ RunDataDir = Annotated[
 
 def training(
     online: Annotated[
-        bool, typer.Option("--online", help="Augment while training (the default).")
+        bool, typer.Option("--online", help="Augment while training; this is the default.")
     ] = False,
     offline: Annotated[
         Path | None,
         typer.Option(
             parser=place,
             metavar="PATH|URL",
-            help="Train from this output of `pipeline augment` instead.",
+            help="Train on the shards of this output of `pipeline augment` instead.",
         ),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Name or path, as for augment.", show_default="digits")
+        str | None,
+        typer.Option(
+            help="Name (see `pipeline datasets`), path or URL of the data set to train on.",
+            show_default="digits",
+        ),
     ] = None,
     data_dir: DataDir = DATA_DIR,
     model: Annotated[
         Model,
         typer.Option(
             case_sensitive=False,
-            help="cnn: a small residual network; textbook: the classic one; the others have "
-            "learned from ImageNet.",
+            help="Network: cnn is a small residual one, textbook the classic four convolutions; "
+            "the others are backbones that can start from ImageNet weights.",
         ),
     ] = Model.cnn,
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Of those: imagenet, none, or a file without the top.", show_default="imagenet"
+            help="Backbone weights: imagenet, none, or a file without the top layer.",
+            show_default="imagenet",
         ),
     ] = None,
     alpha: Annotated[
         float | None,
-        typer.Option(min=0.05, help="Width of a MobileNet or MobileNetV2.", show_default="1"),
+        typer.Option(
+            min=0.05, help="Width multiplier of MobileNet and MobileNetV2.", show_default="1"
+        ),
     ] = None,
     mode: Annotated[
         Mode | None,
         typer.Option(
-            help="Of transfer: the head alone learns; all does; the head, then the top stages too.",
+            help="Transfer learning: train the head only, everything, or the head and then the "
+            "top stages.",
             show_default="two-phase",
         ),
     ] = None,
     head_epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="Of the first of two phases.", show_default="a quarter"),
+        typer.Option(
+            min=1,
+            help="Epochs in which only the head learns (two-phase).",
+            show_default="a quarter of --epochs",
+        ),
     ] = None,
     unfreeze: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Stages that learn in the second, from the top.", show_default="2"
+            min=1,
+            help="Backbone stages, from the top, that learn in the second phase (two-phase).",
+            show_default="2",
         ),
     ] = None,
     layer_decay: Annotated[
         float | None,
         typer.Option(
-            min=0.01, max=1, help="Of the learning rate, from stage to stage.", show_default="1"
+            min=0.01,
+            max=1,
+            help="Factor on the learning rate for each stage further down (not with freeze).",
+            show_default="1",
         ),
     ] = None,
     copies: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Of freeze: copies of each sample to keep features of.", show_default="4"
+            min=1,
+            help="Augmented copies of each sample to compute features of (freeze).",
+            show_default="4",
         ),
     ] = None,
     features: Annotated[
@@ -131,101 +155,136 @@ def training(
         typer.Option(
             parser=local_path,
             metavar="PATH",
-            help="Of freeze: the folder under which features are kept; it may be removed.",
+            help="Folder to keep computed features in (freeze); safe to delete.",
             show_default="features",
         ),
     ] = None,
     policy: Policy = None,
     engine: Annotated[
-        Engine, typer.Option(help="OpenCV's kernel, or TensorFlow's graph ops.")
+        Engine, typer.Option(help="Online: augment with OpenCV or with TensorFlow graph ops.")
     ] = Engine.opencv,
     per_epoch: Annotated[
-        PerEpoch, typer.Option(help="From shards: another copy in each epoch, or all in each.")
+        PerEpoch,
+        typer.Option(
+            help="With --offline: show a different copy of each sample in each epoch, or every "
+            "copy in every epoch."
+        ),
     ] = PerEpoch.one_copy,
     image_size: ImageSize = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the network's own.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the training data.", show_default=OWN)
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images a step. Default: the network's own.")
+        int | None, typer.Option(min=1, help="Images per step.", show_default=OWN)
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(min=1e-12, help="Highest learning rate. Default: the network's.")
+        float | None, typer.Option(min=1e-12, help="Peak learning rate.", show_default=OWN)
     ] = None,
     dropout: Annotated[
-        float | None, typer.Option(min=0, max=0.95, help="Default: the network's own.")
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.95,
+            help="Share of activations dropped before the last layer.",
+            show_default=OWN,
+        ),
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(min=0, help="L2 of kernels. Default: the network's own.")
+        float | None, typer.Option(min=0, help="L2 penalty on kernels.", show_default=OWN)
     ] = None,
-    bias_decay: Annotated[float, typer.Option(min=0, help="L2 of biases.")] = 0.0,
-    activity_l1: Annotated[float, typer.Option(min=0, help="L1 of activations.")] = 0.0,
+    bias_decay: Annotated[float, typer.Option(min=0, help="L2 penalty on biases.")] = 0.0,
+    activity_l1: Annotated[float, typer.Option(min=0, help="L1 penalty on activations.")] = 0.0,
     batch_norm: Annotated[
         bool | None,
-        typer.Option("--batch-norm/--no-batch-norm", help="Default: the network's own."),
+        typer.Option(
+            "--batch-norm/--no-batch-norm", help="Use batch normalization.", show_default=OWN
+        ),
     ] = None,
     label_smoothing: Annotated[
-        float | None, typer.Option(min=0, max=0.9, help="Default: the network's own.")
+        float | None,
+        typer.Option(
+            min=0, max=0.9, help="Share of each label spread over all classes.", show_default=OWN
+        ),
     ] = None,
     patience: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many epochs without a better one.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Stop after this many epochs without a lower validation loss, and keep the best.",
+            show_default="never",
+        ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Of initial weights, dropout and order.")
+        int,
+        typer.Option(
+            min=0, max=2**32 - 1, help="Seed of initial weights, dropout and sample order."
+        ),
     ] = 0,
     augment_seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the augmentation.", show_default="the seed")
+        int | None, typer.Option(min=0, help="Augmentation seed.", show_default="--seed")
     ] = None,
     block_samples: Annotated[
-        int | None, typer.Option(min=1, help="As for augment; shards bring theirs.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Samples per block, by which epochs are ordered; as given to `augment`.",
+            show_default="16 MB decoded, at most 4096",
+        ),
     ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Of the network. Other numbers round elsewhere.", show_default="the cores"
+            min=1,
+            help="TensorFlow threads; results depend on the number.",
+            show_default="one per core",
         ),
     ] = None,
     limit: Limit = None,
     val_fraction: Annotated[
-        float, typer.Option(min=0.001, max=0.9, help="Share of samples held out by hash.")
+        float,
+        typer.Option(min=0.001, max=0.9, help="Share of training samples held out to validate."),
     ] = 0.1,
     max_bad: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Share of inputs that may be unusable.", show_default="0.01"
+            min=0, max=1, help="Share of inputs allowed to be unusable.", show_default="0.01"
         ),
     ] = None,
     cache: Annotated[
-        Cache | None, typer.Option(help="Where decoded images are kept.", show_default="memory")
+        Cache | None, typer.Option(help="Where to keep decoded images.", show_default="memory")
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check every hash of the shards first.")
+        bool, typer.Option("--verify", help="Check the hash of every shard first.")
     ] = False,
     mixed_precision: Annotated[
         bool,
         typer.Option(
             "--mixed-precision",
-            help="Multiply in bfloat16: quicker on new GPUs, and on CPUs with AMX.",
+            help="Multiply in bfloat16: faster on recent GPUs and on CPUs with AMX.",
         ),
     ] = False,
     gpus: Annotated[
-        int, typer.Option(min=1, help="So many share each batch; without a GPU, the CPU trains.")
+        int,
+        typer.Option(min=1, help="GPUs to split each batch over; without one, the CPU trains."),
     ] = 1,
     out: Annotated[
         Path | None,
         typer.Option(
             parser=local_path,
             metavar="PATH",
-            help="Run folder.",
+            help="Run folder to write.",
             show_default="runs/NAME, or runs/NAME-COMMAND",
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where this run stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
     inexact: Annotated[
         bool,
         typer.Option(
-            "--inexact", help="Resume with other threads or libraries too: to other weights."
+            "--inexact",
+            help="With --resume: accept other threads or library versions, and so other weights.",
         ),
     ] = False,
-    save_h5: Annotated[bool, typer.Option("--save-h5", help="Write model.h5 too.")] = False,
+    save_h5: Annotated[bool, typer.Option("--save-h5", help="Also write model.h5.")] = False,
 ) -> TrainConfig:
     """What all commands that train have in common."""
     if online and offline:
