@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from datasets.data_dir import DATA_DIR
 from datasets.errors import Damaged, UserError, printable, system_failure
 from datasets.storage import local_path, place
 from datasets.storage_errors import failure
 from pipeline.options import (
-    DATA_DIR,
     POLICY,
     SIZE,
     DataDir,

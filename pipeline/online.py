@@ -262,3 +262,44 @@ def contact_sheet(source: OnlineImages, engine: str, n_epochs: int) -> preview.S
         copies=list(range(len(columns))),
         rows=[list(map(preview.Tile, row, captions)) for row in zip(*columns, strict=True)],
     )
+
+
+def dataset(
+    config: AugmentConfig,
+    *,
+    batch_size: int = 128,
+    epochs: int = 1,
+    order_seed: int = 0,
+    engine: str = "opencv",
+    cache: str = "memory",
+) -> tf.data.Dataset:
+    """Batches of augmented images and their labels: `epochs` epochs of the config's split, in which
+    epoch e shows copy e + 1 of every sample, the one that `materialize` writes.
+
+    Each batch is ((B, H, W, C) uint8, (B,) int64); the last of an epoch holds what is left, so B is
+    at most `batch_size`. Its cardinality is known: epochs x ceil(usable samples / batch_size).
+    Every image is decoded once before this returns, and those that cannot be used are named then.
+
+    Args:
+      config: Data set, split, policy, augmentation seed, image size, limit; what is about files is
+        not looked at, nor is `copies`.
+      order_seed: Of the order of samples in each epoch, which depends on nothing else of this call.
+      engine: `opencv`, the same bits as copies stored without loss, or `tensorflow`, graph ops.
+      cache: Where decoded images are kept: `memory`, `disk` or `none`.
+    Raises: UserError for arguments, a config or a source that cannot work, or with too many bad
+      inputs; while iterated, TensorFlow's error if an image can no longer be read.
+    """
+    for name, number in (("batch_size", batch_size), ("epochs", epochs)):
+        if number < 1:
+            raise UserError(f"{name}: expected at least 1, got {number}")
+    for name, text, known in (
+        ("engine", engine, ("opencv", "tensorflow")),
+        ("cache", cache, ("memory", "disk", "none")),
+    ):
+        if text not in known:
+            raise UserError(f"{name}: expected one of {', '.join(known)}; got {text!r}")
+    if engine == "tensorflow":
+        refuse_library_ops(policy_of(config))  # before any work
+    images = open_images(config, cache, Report())
+    stream = Stream(images, images.usable, batch_size, order_seed)
+    return augmented(stream, 0, epochs * stream.steps_per_epoch, engine)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from datasets.data_dir import DATA_DIR
 from datasets.errors import UserError
 from datasets.storage import place
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from pipeline.plan import AugmentConfig
 
 T = TypeVar("T")
-DATA_DIR = Path.home() / ".cache" / "augmentation-pipeline"
 
 
 class Format(StrEnum):

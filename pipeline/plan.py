@@ -13,6 +13,7 @@ from datasets import storage
 from datasets.blocks import limited
 from datasets.catalog import CATALOG, open_source, whereabouts
 from datasets.commit import partial_folder, unfinished_runs
+from datasets.data_dir import DATA_DIR
 from datasets.errors import NotCommitted, SourceError, UserError
 from datasets.fingerprint import Scan, fingerprint
 from datasets.source import Listing, Samples, Source, check_listing
@@ -47,7 +48,7 @@ class AugmentConfig:
     """The options of `pipeline augment`, as the command line gives them."""
 
     dataset: str
-    data_dir: Path
+    data_dir: Path = DATA_DIR
     out: Path | None = None
     split: str = "train"
     eval_splits: bool = True

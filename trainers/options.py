@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from datasets.data_dir import DATA_DIR
 from datasets.errors import UserError
 from datasets.storage import local_path, place
 from pipeline.options import (
-    DATA_DIR,
     Cache,
     DataDir,
     Engine,
