@@ -25,6 +25,7 @@ check: $(VENV)/dev
 	$(RUN)mypy
 	$(RUN)lint-imports
 
+# benchmarks/chaos.py runs separately: it takes about 50 minutes.
 bench: $(VENV)/dev $(PEERS)/installed
 	$(RUN)python benchmarks/startup.py
 	$(RUN)python benchmarks/offline.py photos
@@ -34,6 +35,8 @@ bench: $(VENV)/dev $(PEERS)/installed
 	$(RUN)python benchmarks/features.py $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA)) $(if $(PIPELINE_WEIGHTS),--weights $(PIPELINE_WEIGHTS))
 	$(RUN)python benchmarks/incremental.py $(if $(PIPELINE_PHOTOS),--photos $(PIPELINE_PHOTOS))
 	$(RUN)python benchmarks/memory.py $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA))
+	$(RUN)python benchmarks/flat.py $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA))
+	$(RUN)python benchmarks/workers.py $(if $(PIPELINE_DATA),--data-dir $(PIPELINE_DATA)) $(if $(PIPELINE_PHOTOS),--photos $(PIPELINE_PHOTOS))
 
 clean:
 	rm -rf $(VENV) $(READERS) $(AIRFLOW) $(PEERS) augmented compare features runs

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -22,7 +23,7 @@ from datasets.errors import NotCommitted, PolicyError, UserError
 from datasets.formats import FORMATS
 from datasets.manifest import read_manifest
 from datasets.source import sample_keys
-from pipeline.online import augmented, contact_sheet, open_images
+from pipeline.online import augmented, contact_sheet, dataset, open_images
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from pipeline.stream import Stream, import_tensorflow
@@ -332,15 +333,80 @@ def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
         stream_of(str(photos))
 
 
-def test_the_lines_of_the_readme_give_ten_epochs() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", readme, re.S | re.M)
-    (lines,) = [block for block in blocks if "open_images" in block]
+def lines_of(document: str, word: str) -> str:
+    """The block of Python in a document that has the word."""
+    text = (Path(__file__).parents[1] / document).read_text()
+    (lines,) = [b for b in re.findall(r"^```python\n(.*?)^```", text, re.S | re.M) if word in b]
+    return lines
+
+
+def test_the_lines_of_the_readme_stream_and_write_the_same_copies(tmp_path: Path) -> None:
+    script = lines_of("README.md", "materialize")
+    # As a file of its own, which worker processes import.
+    path = tmp_path / "readme.py"
+    path.write_text(script + "    batches.save('seen')\n")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, str(path)]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=120)
+    tf = import_tensorflow()
+    rows = rows_of(tmp_path / "augmented" / "ten-copies", "train")
+    stored = Counter((copy, image.tobytes()) for (_, copy), image in rows.items() if copy)
+    seen: Counter = Counter()
+    n_samples = len({name for name, _ in rows})
+    shown = 0
+    for batch, labels in tf.data.Dataset.load(str(tmp_path / "seen")).as_numpy_iterator():
+        assert batch.shape[1:] == (8, 8, 1)
+        assert len(labels) == len(batch) <= 64
+        copy = shown // n_samples + 1
+        seen.update((copy, image.tobytes()) for image in batch)
+        shown += len(batch)
+    assert seen == stored
+
+
+def test_the_parts_that_the_documents_show_begin_in_the_middle() -> None:
     names: dict = {}
-    exec(lines, names)
-    assert len(names["batches"]) == 10 * names["stream"].steps_per_epoch
+    exec(lines_of("docs/data.md", "open_images"), names)
+    steps = names["stream"].steps_per_epoch
+    assert len(names["batches"]) == 7 * steps - 5
     batch, labels = next(names["batches"].as_numpy_iterator())
-    assert (batch.shape, labels.shape) == ((64, 8, 8, 1), (64,))
+    expected = names["stream"].batch(3 * steps + 5)
+    assert_array_equal(batch, expected[0])
+    assert_array_equal(labels, expected[1])
+
+
+@pytest.mark.parametrize("engine", ["opencv", "tensorflow"])
+def test_a_dataset_is_the_stream_of_all_its_epochs(engine: str) -> None:
+    config = AugmentConfig(dataset="digits", policy=ALL, seed=5, limit=150)
+    batches = dataset(config, batch_size=40, epochs=2, order_seed=3, engine=engine)
+    stream = stream_of("digits", batch_size=40, policy=ALL, seed=5, limit=150)
+    expected = augmented(stream, 0, 2 * stream.steps_per_epoch, engine)
+    assert len(batches) == 2 * 4
+    assert batches.element_spec == expected.element_spec
+    pairs = zip(batches.as_numpy_iterator(), expected.as_numpy_iterator(), strict=True)
+    for (batch, labels), (other, other_labels) in pairs:
+        assert (batch.dtype, labels.dtype) == (np.uint8, np.int64)
+        assert_array_equal(batch, other)
+        assert_array_equal(labels, other_labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
+        ({"engine": "torch"}, "engine: expected one of opencv, tensorflow; got 'torch'"),
+        ({"cache": "ram"}, "cache: expected one of memory, disk, none; got 'ram'"),
+    ],
+)
+def test_a_dataset_refuses_what_cannot_be(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        dataset(AugmentConfig(dataset="digits"), **options)
+
+
+def test_a_dataset_of_graph_ops_has_no_library_ops() -> None:
+    config = AugmentConfig(dataset="digits", policy="albumentations.GaussianBlur()")
+    with pytest.raises(PolicyError):
+        dataset(config, engine="tensorflow")
 
 
 HALF_READ = """

@@ -54,11 +54,11 @@ def tfds(folder: Path) -> Rows:
 
 
 def parse_example(folder: Path) -> Rows:
-    """By the very lines that the README shows, for raw digits in `augmented/tfrecord`."""
+    """By the very lines that docs/data.md shows, for raw digits in `augmented/tfrecord`."""
     import tensorflow as tf
 
-    readme = Path(__file__).parents[2] / "README.md"
-    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(), re.S | re.M)
+    document = Path(__file__).parents[2] / "docs" / "data.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", document.read_text(), re.S | re.M)
     (lines,) = [block for block in blocks if "TFRecordDataset" in block]
     names: dict[str, Any] = {"tf": tf}
     os.chdir(folder.parents[1])
