@@ -19,6 +19,7 @@ from datasets.errors import PolicyError
 from pipeline.jobfile import read_job
 from pipeline.ops import OPS
 from pipeline.policy import FILL_MODES, PRESETS, Fill, parse_policy
+from pipeline.status import MEANINGS
 from pipeline.steps import command_of
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +141,13 @@ def test_every_benchmark_is_run_by_make_or_said_to_run_separately() -> None:
     made = set(re.findall(r"python (benchmarks/\w+\.py)", (ROOT / "Makefile").read_text()))
     assert documented - made == {"benchmarks/chaos.py"}
     assert made <= documented
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/operations.md"])
+def test_the_exit_codes_are_those_of_status(name: str) -> None:
+    rows = re.findall(r"^\| ([\d, ]+) \| ", (ROOT / name).read_text(), re.M)
+    told = {int(code) for row in rows for code in row.split(",")}
+    assert told == {code for code in MEANINGS if code != 137}  # whoever kills knows
 
 
 def anchors_of(document: Path) -> set[str]:
