@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.geometry import matrices
 from pipeline.library_ops import LibraryStage
 from pipeline.memory import aligned
-from pipeline.ops import Brightness, Flip, Op, Rotate, Shift
+from pipeline.ops import Brightness, Op
 from pipeline.policy import Fill, Policy
 
 BORDERS = {
@@ -81,13 +81,13 @@ def warp(
         return
     m = margin(height, width)
     is_near = reach(inverse, height, width) < m  # all that is read lies within the margin
-    matrices = inverse[:, :2] + is_near[:, None, None] * np.array([[0, 0, m], [0, 0, m]])
+    placed = inverse[:, :2] + is_near[:, None, None] * np.array([[0, 0, m], [0, 0, m]])
     goal = (
         out.reshape(n, height, width)
         if channels == 1
         else np.empty((n, height, width, 4), np.uint8)
     )
-    for image, near, matrix, result in zip(prepared, is_near.tolist(), matrices, goal, strict=True):
+    for image, near, matrix, result in zip(prepared, is_near.tolist(), placed, goal, strict=True):
         seen = image if near else image[m : m + height, m : m + width]
         warp_affine(seen, matrix, size, result, FLAGS, border, value)
     if channels == 3:
@@ -111,11 +111,8 @@ def brighten(images: np.ndarray, params: tuple[np.ndarray, ...]) -> None:
         convert(image, image, factor)
 
 
-# Geometric ops act through their matrix, in the one warp.
-KERNELS: dict[type[Op], Callable[..., None]] = {
-    Shift: warp,
-    Rotate: warp,
-    Flip: warp,
+# What is applied after the one warp, in which geometric ops act through their matrices.
+POINTWISE: dict[type[Op], Callable[[np.ndarray, tuple[np.ndarray, ...]], None]] = {
     Brightness: brighten,
 }
 
@@ -157,8 +154,8 @@ def augment_batch(
             ready = None if prepared is None else prepared[part]
             warp(images[part], ready, inverse[part], policy.fill, out[part])
         for op, columns in zip(policy.ops, policy.columns, strict=True):
-            if isinstance(op, Brightness):
-                brighten(out[part], tuple(params[name][part] for name in columns))
+            if kernel := POINTWISE.get(type(op)):
+                kernel(out[part], tuple(params[name][part] for name in columns))
     if library is None:
         return out, params, None
     grey = channels == 1

@@ -149,12 +149,8 @@ def brighten(images: Tensor, params: tuple[Tensor, ...]) -> Tensor:
     return tf.clip_by_value(tf.round(product), 0.0, 255.0)
 
 
-KERNELS: dict[type[Op], Callable[..., Tensor]] = {
-    Shift: warp,
-    Rotate: warp,
-    Flip: warp,
-    Brightness: brighten,
-}
+# What is applied after the one warp.
+POINTWISE: dict[type[Op], Callable[[Tensor, tuple[Tensor, ...]], Tensor]] = {Brightness: brighten}
 
 
 def augment_batch(policy: Policy, images: Tensor, keys: Tensor, copy: Tensor, seed: int) -> Tensor:
@@ -171,6 +167,6 @@ def augment_batch(policy: Policy, images: Tensor, keys: Tensor, copy: Tensor, se
     params = parameters(policy, seed, keys, copy, images.shape[1], images.shape[2])
     out = warp(tf.cast(images, tf.float32), policy, params)
     for op, columns in zip(policy.ops, policy.columns, strict=True):
-        if isinstance(op, Brightness):
-            out = brighten(out, tuple(params[name] for name in columns))
+        if kernel := POINTWISE.get(type(op)):
+            out = kernel(out, tuple(params[name] for name in columns))
     return tf.cast(out, tf.uint8)

@@ -10,10 +10,10 @@ from numpy.testing import assert_array_equal
 from scipy import ndimage
 
 from datasets.source import sample_keys
-from pipeline.geometry import matrices
+from pipeline.geometry import MATRICES, matrices
 from pipeline.library_ops import import_albumentations
 from pipeline.opencv_kernel import (
-    KERNELS,
+    POINTWISE,
     augment_batch,
     brighten,
     margin,
@@ -21,7 +21,7 @@ from pipeline.opencv_kernel import (
     reach,
     warp,
 )
-from pipeline.ops import OPS
+from pipeline.ops import GEOMETRIC, OPS
 from pipeline.policy import parse_policy
 
 SCIPY_MODES = {
@@ -65,8 +65,9 @@ def by_scipy(image: np.ndarray, inverse: np.ndarray, mode: str, value: float = 0
     return np.rint(np.stack(planes, -1))
 
 
-def test_every_op_has_a_kernel() -> None:
-    assert set(KERNELS) == set(OPS.values())
+def test_every_op_is_applied() -> None:
+    assert {*MATRICES, *POINTWISE} == set(OPS.values())
+    assert set(MATRICES) == set(GEOMETRIC)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
