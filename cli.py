@@ -137,9 +137,13 @@ def apart(config: TrainConfig, context: typer.Context) -> TrainConfig:
     """The same, in a folder beside that of a single training, unless --out names one."""
     from dataclasses import replace
 
-    if context.params["out"] is not None:
-        return config
-    return replace(config, out=config.out.with_name(f"{config.out.name}-{context.info_name}"))
+    from trainers.config import run_folder
+
+    data = config.data
+    folder = run_folder(
+        context.params["out"], data.offline, data.augment.dataset, str(context.info_name)
+    )
+    return replace(config, out=folder)
 
 
 @app.command()

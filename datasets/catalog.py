@@ -12,7 +12,7 @@ from datasets.commit import is_unfinished
 from datasets.errors import SourceError
 from datasets.source import Source
 from datasets.storage_errors import failures
-from datasets.versions import latest
+from datasets.versions import latest, output_of
 
 CATALOG = {
     "digits": "digits:Digits",
@@ -24,6 +24,7 @@ CATALOG = {
 }
 # Where the data of a name lies under --data-dir, if not under the name itself.
 FOLDERS = {"cub200_cropped": "cub200"}
+LISTS = (".csv", ".parquet")
 
 
 def known(name: str) -> Any:
@@ -61,7 +62,7 @@ def open_source(dataset: str, data_dir: Path) -> Source:
             f"--dataset {dataset}: {err.strerror}; expected a folder or a list that can be read"
         ) from err
     if is_file:
-        if path.suffix.lower() not in (".csv", ".parquet"):
+        if path.suffix.lower() not in LISTS:
             raise SourceError(f"{path}: expected a folder, or a list that ends in .csv or .parquet")
         from datasets.listing import ListFile
 
@@ -69,6 +70,21 @@ def open_source(dataset: str, data_dir: Path) -> Source:
     near = difflib.get_close_matches(dataset.lower(), CATALOG, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(CATALOG)}"
     raise SourceError(f"--dataset {dataset}: neither a known name nor a path that exists; {hint}")
+
+
+def data_name(dataset: str) -> str:
+    """The name that `open_source` would give it, from the text alone: the data may be made later.
+
+    It is another one only for an official folder of CUB-200-2011 that is given by its path.
+    """
+    from datasets.folder import source_name
+
+    if dataset in CATALOG:
+        return dataset
+    path = Path(dataset).expanduser()
+    if path.suffix.lower() in LISTS:
+        return source_name(path.with_suffix(""))
+    return source_name(output_of(path))
 
 
 def whereabouts(dataset: str) -> str:
@@ -85,7 +101,7 @@ def open_objects(place: Path) -> Source:
     Raises: SourceError if there is nothing; EnvironmentFailed if the storage fails.
     """
     with failures(place):
-        if place.suffix.lower() in (".csv", ".parquet"):
+        if place.suffix.lower() in LISTS:
             from datasets.listing import ListFile
 
             return ListFile(place)

@@ -10,20 +10,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from datasets.catalog import data_name
 from datasets.errors import JobError, UserError, first_line, system_failure
 from datasets.storage import local_path
+from pipeline.default_out import DEFAULT_OUT, default_out
 from pipeline.job_schema import KEYS, PLACEHOLDER, Placeholder, job_model
 from pipeline.steps import Command, at_home
 
 UNITS_S = {"s": 1, "min": 60, "h": 3600}
-# Where outputs go unless told, by the name of the data: as `output_folder` of plans, `run_folder`
-# of trainings and `apart` of the command line say once the data are known.
-DEFAULT_OUT = {
-    "augment": "augmented/{}",
-    "train": "runs/{}",
-    "crossval": "runs/{}-crossval",
-    "ablate": "runs/{}-ablate",
-}
 SHOWN_MISTAKES = 50
 SHOWN_CHARACTERS = 60
 
@@ -280,9 +274,10 @@ def outputs_in_history(job: JobFile) -> Iterator[str]:
     """Steps whose output would share lock and log with the job itself, a line for each."""
     taken = (job.history / job.name).resolve()
     for number, step in enumerate(job.steps, 1):
-        default = DEFAULT_OUT.get(step.command.name, "")
-        source = Path(step.options.get("offline") or step.options.get("dataset", "digits")).name
-        out = step.options.get("out", default.format(source))
+        out = step.options.get("out")
+        if out is None and step.command.name in DEFAULT_OUT:
+            data = step.options.get("offline") or step.options.get("dataset", "digits")
+            out = str(default_out(step.command.name, data_name(data)))
         if out and Path(out).expanduser().resolve() == taken:
             yield (
                 f"step {number} ({step.command.name}): out: {out} is where the records of the job "

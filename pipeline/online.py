@@ -9,19 +9,19 @@ from __future__ import annotations
 import os
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from datasets.blocks import block_of, count_blocks
-from datasets.catalog import open_source
+from datasets.catalog import data_name, open_source
 from datasets.errors import EnvironmentFailed, UserError
 from datasets.fingerprint import fingerprint, scan
 from datasets.source import Listing, Source, check_listing
 from pipeline import preview
 from pipeline.callbacks import callbacks
+from pipeline.default_out import default_out
 from pipeline.library_ops import LibraryStage
 from pipeline.opencv_kernel import augment_batch, margin, prepare
 from pipeline.pixels import NOT_READ, Pixels, load_pixels
@@ -225,8 +225,7 @@ def stream_through(config: AugmentConfig, engine: str, report: Report) -> str:
     n_epochs = config.copies
     if n_epochs < 1:
         raise UserError("--online --copies 0: an epoch shows a copy; give --copies 1 or more")
-    name = Path(config.dataset).expanduser().resolve().name
-    out = config.out or Path("augmented") / f"{name}-online.png"
+    out = config.out or default_out("online", data_name(config.dataset))
     preview.refuse_other_names(out)  # before any work
     source = open_images(config, "memory", report)
     size = max(1, min(BATCH, BATCH_BYTES // source.sample_bytes))

@@ -19,6 +19,7 @@ from datasets.fingerprint import Scan, fingerprint
 from datasets.source import Listing, Samples, Source, check_listing
 from datasets.versions import latest, version_name
 from pipeline.base import Base, read_base, read_unfinished
+from pipeline.default_out import default_out
 from pipeline.job import Job, version_of
 from pipeline.policy import Policy, resolve_policy
 from pipeline.reading import scan_all
@@ -183,7 +184,7 @@ def output_folder(config: AugmentConfig) -> Path:
     Raises: UserError if that is no place for it.
     """
     source = open_source(config.dataset, config.data_dir)
-    out = config.out or Path("augmented") / source.name
+    out = config.out or default_out("augment", source.name)
     if storage.is_object(out):
         refuse_nested_objects(out, config.dataset)
         return out

@@ -22,7 +22,7 @@ from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from pipeline.stream import Images
 from tests.running import run, run_killed
-from trainers.config import TrainConfig, resolved
+from trainers.config import TrainConfig, resolved, run_folder
 from trainers.crossval import fold_data, folds_of
 from trainers.data import DataConfig, open_data, origins_of
 from trainers.intervals import in_percent, spread
@@ -193,8 +193,14 @@ def test_a_fold_is_part_of_a_run(tmp_path: Path) -> None:
     assert json.loads((first / "result.json").read_text())["test_loss"] == found["test_loss"]
 
 
+def test_runs_are_named_after_their_data() -> None:
+    for dataset, name in (("labels.csv", "labels"), ("My Photos/", "my_photos"), (None, "digits")):
+        assert run_folder(None, None, dataset) == Path("runs").resolve() / name
+        assert run_folder(None, None, dataset, "ablate").name == f"{name}-ablate"
+
+
 @pytest.mark.parametrize(("out", "name"), [(None, "digits-crossval"), ("runs/digits", "digits")])
 def test_by_default_it_has_a_folder_of_its_own(out: str | None, name: str) -> None:
     context = typer.Context(typer.main.get_command(cli.app), info_name="crossval")
-    context.params["out"] = out
+    context.params["out"] = out and Path(out)
     assert cli.apart(training(out=out and Path(out)), context).out.name == name

@@ -16,8 +16,9 @@ from jsonschema import Draft202012Validator
 
 import cli
 from datasets.errors import UserError
+from pipeline.default_out import default_out
 from pipeline.job_schema import json_schema
-from pipeline.jobfile import DEFAULT_OUT, JobFile, read_job
+from pipeline.jobfile import JobFile, read_job
 from pipeline.plan import AugmentConfig, output_folder
 from pipeline.steps import LEFT_OUT, Option, command_of
 from pipeline.yaml_file import MAX_BYTES, read_yaml
@@ -272,8 +273,10 @@ def test_an_output_beside_the_history_has_another_name_than_the_job(tmp_path: Pa
     job = "name: digits\nhistory: augmented\nsteps: [{augment: }]"
     assert "out: augmented/digits is where the records" in refusal(tmp_path, job)
     plan = AugmentConfig("digits", tmp_path)
-    assert output_folder(plan) == Path(DEFAULT_OUT["augment"].format("digits")).resolve()
-    assert run_folder(None, None, "digits") == Path(DEFAULT_OUT["train"].format("digits")).resolve()
+    assert output_folder(plan) == default_out("augment", "digits").resolve()
+    assert run_folder(None, None, "digits") == default_out("train", "digits").resolve()
+    job = "name: labels\nhistory: runs\nsteps: [{train: {dataset: labels.csv}}]"
+    assert "out: runs/labels is where the records" in refusal(tmp_path, job)
 
 
 @pytest.mark.parametrize("step", ["augment: {dataset: %s}", "verify: {folder: a, dataset: %s}"])

@@ -23,7 +23,7 @@ from datasets.errors import NotCommitted, PolicyError, UserError
 from datasets.formats import FORMATS
 from datasets.manifest import read_manifest
 from datasets.source import sample_keys
-from pipeline.online import augmented, contact_sheet, dataset, open_images
+from pipeline.online import augmented, contact_sheet, dataset, open_images, stream_through
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from pipeline.stream import Stream, import_tensorflow
@@ -440,6 +440,18 @@ def test_the_command_tells_the_rate_and_writes_a_sheet_alone(tmp_path: Path, eng
     assert f"images/s with --engine {engine}" in result.stdout
     assert result.stderr == ""
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_the_sheet_of_a_list_is_named_after_it_without_its_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = sorted(write_photos(tmp_path / "photos").rglob("*.png"))
+    rows = [f"{path},{path.parent.name},train" for path in photos]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,split", *rows]))
+    monkeypatch.chdir(tmp_path)
+    config = AugmentConfig("labels.csv", Path("unused"), copies=1, image_size=(16, 16))
+    stream_through(config, "opencv", Report(quiet=True))
+    assert [path.name for path in Path("augmented").iterdir()] == ["labels-online.png"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from datasets.catalog import data_name, open_source
 from datasets.index import indexes
 from datasets.manifest import MANIFEST, SUCCESS
 from datasets.versions import open_version, prune
@@ -34,6 +35,19 @@ def test_each_version_is_what_an_output_of_its_own_would_be(tmp_path: Path) -> N
     assert len(versions(out)) == 2
     assert "every hash fits" in run("verify", out).stdout
     assert "nothing to do" in run(*JOB, "--copies", 2, "--out", out).stderr
+
+
+def test_data_have_one_name_whether_they_are_there_or_not(tmp_path: Path) -> None:
+    write_photos(tmp_path / "My photos", 4)
+    (tmp_path / "some.list.CSV").write_text("path,label")
+    run(*JOB, "--out", tmp_path / "out")
+    names = {"digits": "digits", "My photos": "my_photos", "some.list.CSV": "some_list"}
+    names |= dict.fromkeys(
+        ("out", "out/latest", f"out/{os.readlink(tmp_path / 'out/latest')}"), "out"
+    )
+    for path, name in names.items():
+        dataset = path if path == "digits" else str(tmp_path / path)
+        assert data_name(dataset) == open_source(dataset, tmp_path).name == name
 
 
 def test_a_job_of_before_becomes_the_latest_again_without_work(tmp_path: Path) -> None:

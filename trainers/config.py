@@ -10,10 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from datasets.catalog import whereabouts
+from datasets.catalog import data_name, whereabouts
 from datasets.errors import UserError
 from datasets.schema import as_utf8
 from datasets.storage import is_object
+from pipeline.default_out import default_out
 from pipeline.job import probe, versions
 from pipeline.plan import refuse_nesting
 from trainers.backbones import BACKBONES, weights_digest
@@ -58,14 +59,15 @@ class TrainConfig:
     command: tuple[str, ...] = ()
 
 
-def run_folder(out: Path | None, offline: Path | None, dataset: str | None) -> Path:
-    """The absolute path of --out, or of runs/NAME.
+def run_folder(
+    out: Path | None, offline: Path | None, dataset: str | None, command: str = "train"
+) -> Path:
+    """The absolute path of --out, or of where the command writes without it.
 
     Raises: UserError if it lies in the folder of its own data, or around it.
     """
     data = str(offline or dataset or "digits")
-    name = Path(data).expanduser().resolve().name
-    folder = (out or Path("runs") / name).expanduser().resolve()
+    folder = (out or default_out(command, data_name(data))).expanduser().resolve()
     if folder in (Path.cwd(), Path(folder.anchor)):
         raise UserError(f"--out {out}: expected a folder to make, such as runs/digits")
     if as_utf8(str(folder)) != os.fsencode(folder):
