@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datasets.index import Entry
 
 TOLD_EVERY = 64  # samples: to tell of each would take a tenth of the time of small ones
+NOT_READ = "cannot be read"  # how the reason begins
 AFTER_ERROR = 1000  # refs that are asked for at once: a million bad ones must not copy all the rest
 
 
@@ -102,7 +103,7 @@ def read_scan(
         shape: Sequence[int] = (0, 0, 0)
         if isinstance(data, OSError):
             digests.append(b"")
-            errors[i] = f"cannot be read: {data.strerror or data}"
+            errors[i] = not_read(data)
         else:
             digests.append(digest_of(data))
             try:
@@ -152,6 +153,11 @@ def read_each(source: Source, refs: Sequence[object]) -> Iterator[np.ndarray | b
         except OSError as err:
             start, n = start + 1, AFTER_ERROR
             yield err
+
+
+def not_read(err: OSError) -> str:
+    """The reason in the manifest for a sample that could not be read."""
+    return f"{NOT_READ}: {err.strerror or err}"
 
 
 def cropped_size(box: list[int], height: int, width: int) -> tuple[int, int]:

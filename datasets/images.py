@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -215,7 +215,7 @@ def lab_to_rgb(image: Image.Image) -> Image.Image:
     return converted
 
 
-def crop(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+def crop(image: np.ndarray, box: Sequence[int]) -> np.ndarray:
     """The part of (H, W, C) inside (left, top, width, height) pixels, cut to the image.
 
     Raises: ImageError if nothing is left.
@@ -223,7 +223,7 @@ def crop(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
     left, top, width, height = box
     part = image[max(0, top) : max(0, top + height), max(0, left) : max(0, left + width)]
     if part.size == 0:
-        raise ImageError(f"its box {box} lies outside of the image {image.shape[1::-1]}")
+        raise ImageError(f"its box {tuple(box)} lies outside of the image {image.shape[1::-1]}")
     return part
 
 

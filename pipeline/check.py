@@ -183,7 +183,7 @@ def recompute(
     """
     from pipeline.library_ops import LibraryStage
     from pipeline.opencv_kernel import augment_batch, prepare
-    from pipeline.shard import decode_one, encode
+    from pipeline.shard import decode_sample, encode
 
     if job.network:
         raise UserError("its rows are features, which the network alone could make again")
@@ -202,9 +202,8 @@ def recompute(
     library = LibraryStage(policy.library) if policy.library else None
     for (sample_id, copy), rows in kept.items():
         part, i = where[sample_id]
-        box = None if part.boxes is None else tuple(part.boxes[i].tolist())
-        image = next(source.read([part.refs[i]]))
-        image = decode_one(image, source.channels, box, job.image_size, None)[None]
+        data = next(source.read([part.refs[i]]))
+        image = decode_sample(source, part, i, data, job.image_size)[None]
         keys = sample_keys([sample_id])
         ready = prepare(image, policy.fill)
         out, params, done = augment_batch(policy, image, ready, keys, copy, job.seed, library)

@@ -17,14 +17,14 @@ import numpy as np
 from datasets.blocks import block_of, count_blocks
 from datasets.catalog import data_name, open_source
 from datasets.errors import EnvironmentFailed, UserError
-from datasets.fingerprint import fingerprint, scan
+from datasets.fingerprint import NOT_READ, fingerprint, scan
 from datasets.source import Listing, Source, check_listing
 from pipeline import preview
 from pipeline.callbacks import callbacks
 from pipeline.default_out import default_out
 from pipeline.library_ops import LibraryStage
 from pipeline.opencv_kernel import augment_batch, margin, prepare
-from pipeline.pixels import NOT_READ, Pixels, load_pixels
+from pipeline.pixels import Pixels, load_pixels
 from pipeline.plan import (
     AugmentConfig,
     choose_samples,

@@ -16,9 +16,8 @@ from datasets.fingerprint import read_each
 from datasets.source import Samples, Source
 from pipeline.memory import aligned
 from pipeline.report import size
-from pipeline.shard import decode_one
+from pipeline.shard import decode_sample
 
-NOT_READ = "cannot be read"
 CHUNK = 64  # samples that a thread decodes at a time
 
 
@@ -63,17 +62,13 @@ class Pixels:
     def decode(self, positions: np.ndarray) -> Iterator[np.ndarray | ImageError]:
         """Each image read from the source, or why it cannot be used."""
         where = positions.tolist()
-        boxes = self.samples.boxes
         for i, data in zip(
             where, read_each(self.source, [self.samples.refs[i] for i in where]), strict=True
         ):
             try:
-                if isinstance(data, OSError):
-                    raise ImageError(f"{NOT_READ}: {data.strerror or data}")
-                box = None if boxes is None else tuple(boxes[i].tolist())
-                image = decode_one(data, self.source.channels, box, self.image_size, None)
-                if image.shape != self.shape:
-                    raise ImageError(f"decodes to {image.shape}, its header said {self.shape}")
+                image = decode_sample(
+                    self.source, self.samples, i, data, self.image_size, self.shape
+                )
             except ImageError as err:
                 yield err
             else:

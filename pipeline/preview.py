@@ -102,7 +102,7 @@ def from_source(
 
     Raises: UserError if none of them can be shown.
     """
-    from pipeline.shard import decode_one
+    from pipeline.shard import decode_sample
 
     if not 0 <= seed < 2**64:
         raise UserError(f"--seed: expected 0 to 2**64 - 1, got {seed}")
@@ -116,11 +116,8 @@ def from_source(
     library = LibraryStage(policy.library) if policy.library else None
     names, rows, bad = [], [], []
     for i, data in enumerate(read_each(source, samples.refs)):
-        box = None if samples.boxes is None else tuple(samples.boxes[i].tolist())
         try:
-            if isinstance(data, OSError):
-                raise ImageError(f"cannot be read: {data.strerror or data}")
-            image = decode_one(data, source.channels, box, image_size, None)[None]
+            image = decode_sample(source, samples, i, data, image_size)[None]
         except ImageError as err:
             bad.append(f"{samples.ids[i]}: {err}")
             continue

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,11 @@ import numpy as np
 from datasets import images, storage
 from datasets.commit import attempt, has_died, write_record
 from datasets.errors import EnvironmentFailed, ImageError
-from datasets.fingerprint import digest_of
+from datasets.fingerprint import digest_of, not_read
 from datasets.formats import FORMATS
 from datasets.manifest import Record
 from datasets.schema import Rows, Schema
-from datasets.source import sample_keys
+from datasets.source import Samples, Source, sample_keys
 from pipeline.cluster import how_to_share
 from pipeline.decoder import DecoderProcess
 from pipeline.job import Job, check_environment, read_policy
@@ -203,10 +203,9 @@ def decode_block(
             try:
                 if data is None:
                     raise ImageError(task.unreadable[i])
-                box = None if samples.boxes is None else tuple(samples.boxes[i].tolist())
-                image = decode_one(data, task.source.channels, box, task.job.image_size, child)
-                if shape and image.shape != shape:
-                    raise ImageError(f"decodes to {image.shape}, its header said {shape}")
+                image = decode_sample(
+                    task.source, samples, i, data, task.job.image_size, shape, child
+                )
                 images.check_encodable(image, task.job.encoding)
             except ImageError as err:
                 quarantined.append((samples.ids[i], str(err)))
@@ -246,10 +245,35 @@ def read_checked(task: Task) -> Iterator[tuple[int, np.ndarray | bytes | None]]:
         yield i, data
 
 
+def decode_sample(
+    source: Source,
+    samples: Samples,
+    i: int,
+    data: np.ndarray | bytes | OSError,
+    image_size: tuple[int, int] | None,
+    shape: tuple[int, ...] | None = None,
+    child: DecoderProcess | None = None,
+) -> np.ndarray:
+    """(H, W, C) uint8: sample i, cropped to its box and fitted to the size.
+
+    Args:
+      data: What the source gives for it, or why it could not be read, as `read_each` has them.
+      shape: Of the result, where it is known from the header.
+      child: Decodes in its stead, if there is one.
+    Raises: ImageError if it could not be read, or is not an image of that shape.
+    """
+    if isinstance(data, OSError):
+        raise ImageError(not_read(data))
+    image = decode_one(data, source.channels, samples.box(i), image_size, child)
+    if shape is not None and image.shape != shape:
+        raise ImageError(f"decodes to {image.shape}, its header said {shape}")
+    return image
+
+
 def decode_one(
     data: np.ndarray | bytes,
     channels: int,
-    box: tuple[int, int, int, int] | None,
+    box: Sequence[int] | None,
     image_size: tuple[int, int] | None,
     child: DecoderProcess | None,
 ) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from datasets.errors import ImageError, SourceError, UserError
+from datasets.fingerprint import not_read
 from datasets.source import read_file
 from pipeline.online import open_images
 from pipeline.preview import draw
@@ -215,7 +216,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     try:
         return decode_one(read_file(path), shape[2], None, shape[:2], None)
     except OSError as err:
-        reason = f"cannot be read: {err.strerror or err}"
+        reason = not_read(err)
     except ImageError as err:
         reason = str(err)
     raise SourceError(f"--image {path}: {reason}; give another image")
