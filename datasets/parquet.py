@@ -38,13 +38,11 @@ def shard_name(name: str, split: str, index: int, n_shards: int) -> str:
 def arrow_schema(schema: Schema) -> pa.Schema:
     """The columns and the metadata that let Hugging Face decode images and name classes."""
     if schema.encoding == "raw":
-        assert_shape(schema)
         shape = json.dumps(schema.shape)
-        kind = pa.binary(int(np.prod(schema.shape or ())))
+        kind = pa.binary(int(np.prod(schema.fixed_shape())))
         meta = {"encoding": "raw", "shape": shape, "dtype": "uint8"}
     elif schema.encoding == "float32":
-        assert_shape(schema)
-        (n_features,) = schema.shape or ()
+        (n_features,) = schema.fixed_shape()
         kind = pa.list_(pa.float32(), n_features)
         meta = {"encoding": "float32", "shape": json.dumps(schema.shape), "dtype": "float32"}
     else:
@@ -71,11 +69,6 @@ def arrow_schema(schema: Schema) -> pa.Schema:
     else:
         features[IMAGE] = {"_type": "Image"}
     return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
-
-
-def assert_shape(schema: Schema) -> None:
-    if schema.shape is None:
-        raise ValueError("raw images need one shape")
 
 
 class Writer:
@@ -218,14 +211,13 @@ def read_group(
 def read_images(column: pa.Array, schema: Schema) -> np.ndarray | Encoded:
     """The image column as `Rows` holds it; raw pixels are a read-only view."""
     if schema.encoding == "float32":
-        return column.flatten().to_numpy().reshape(len(column), *(schema.shape or ()))
+        return column.flatten().to_numpy().reshape(len(column), *schema.fixed_shape())
     if schema.encoding != "raw":
         return Encoded(pa.chunked_array([column.field("bytes")]))
-    assert_shape(schema)
     width = column.type.byte_width
     start, n = column.offset * width, len(column) * width
     pixels = np.frombuffer(column.buffers()[1], np.uint8)[start : start + n]
-    return pixels.reshape(len(column), *(schema.shape or ()))
+    return pixels.reshape(len(column), *schema.fixed_shape())
 
 
 def read_columns(

@@ -33,6 +33,15 @@ class Schema:
     params: tuple[str, ...]
     library: bool
 
+    def fixed_shape(self) -> tuple[int, ...]:
+        """The one shape of all images.
+
+        Raises: ValueError if there is none.
+        """
+        if self.shape is None:
+            raise ValueError("raw images need one shape")
+        return self.shape
+
 
 @dataclass(frozen=True)
 class Rows:

@@ -278,13 +278,13 @@ def read_copy(
     if schema.encoding != "raw":
         yield batch
     elif batch:
-        yield np.frombuffer(b"".join(batch), np.uint8).reshape(-1, *(schema.shape or ()))
+        yield np.frombuffer(b"".join(batch), np.uint8).reshape(-1, *schema.fixed_shape())
 
 
 def to_rows(batch: list[Stored], schema: Schema) -> Rows:
     images: Any = [record.one("image") for record in batch]
     if schema.encoding == "raw":
-        images = np.frombuffer(b"".join(images), np.uint8).reshape(-1, *(schema.shape or ()))
+        images = np.frombuffer(b"".join(images), np.uint8).reshape(-1, *schema.fixed_shape())
     return Rows(
         images=images,
         labels=np.array([record.one("label") for record in batch], np.int64),
