@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from datasets import storage
 from datasets.commit import is_unfinished
-from datasets.errors import SourceError
+from datasets.errors import SourceError, nearest
 from datasets.source import Source
 from datasets.storage_errors import failures
 from datasets.versions import latest, output_of
@@ -67,9 +66,10 @@ def open_source(dataset: str, data_dir: Path) -> Source:
         from datasets.listing import ListFile
 
         return ListFile(path)
-    near = difflib.get_close_matches(dataset.lower(), CATALOG, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(CATALOG)}"
-    raise SourceError(f"--dataset {dataset}: neither a known name nor a path that exists; {hint}")
+    raise SourceError(
+        f"--dataset {dataset}: neither a known name nor a path that exists; "
+        f"{nearest(dataset, CATALOG)}"
+    )
 
 
 def data_name(dataset: str) -> str:

@@ -18,8 +18,10 @@ ImageError is no UserError: it is one unusable input, which is quarantined by na
 
 from __future__ import annotations
 
+import difflib
 import errno
 import re
+from collections.abc import Iterable
 
 # What a terminal obeys and does not show: control characters, line breaks, marks that turn the
 # direction of writing, and halves of characters.
@@ -27,6 +29,7 @@ UNPRINTABLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 PATHLIB = ("Could not determine home directory", "Symlink loop from")  # how its errors begin
+SHOWN_NAMES = 40  # of those that are known, where none is near
 MAX_LINE = 4_000  # characters of a line that is printed
 
 
@@ -113,6 +116,16 @@ def system_failure(err: Exception) -> UserError | None:
     if isinstance(err, RuntimeError) and told.startswith(PATHLIB):
         return UserError(f"a path cannot be followed: {told.rstrip('.')}; write it in full")
     return None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'rotate'?` where one of the known words is near, else the first of them."""
+    names = list(known)
+    as_typed = {name.lower(): name for name in reversed(names)}
+    if match := difflib.get_close_matches(word.lower(), as_typed, n=1):
+        return f"did you mean {as_typed[match[0]]!r}?"
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return f"known: {', '.join(names[:SHOWN_NAMES])}{more}"
 
 
 def first_line(err: BaseException) -> str:

@@ -6,12 +6,11 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from datasets.catalog import data_name
-from datasets.errors import JobError, UserError, first_line, system_failure
+from datasets.errors import JobError, UserError, first_line, nearest, system_failure
 from datasets.storage import local_path
 from pipeline.default_out import DEFAULT_OUT, default_out
 from pipeline.job_schema import KEYS, PLACEHOLDER, Placeholder, job_model
@@ -316,9 +315,7 @@ def mistake(error: Any, commands: Mapping[str, Command]) -> str:
         case (key,):
             known = KEYS
     if error["type"] == "extra_forbidden":
-        close = get_close_matches(key, known, 1)
-        hint = f"the nearest is {close[0]}" if close else f"there are {', '.join(known)}"
-        return f"{where} is not known, {hint}"
+        return f"{where} is not known; {nearest(key, known)}"
     if error["type"] == "missing":
         return f"{where} is missing; expected {known[key]}"
     return f"{where}: found {shown(error['input'])}, expected {known[key]}"

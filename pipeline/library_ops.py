@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.errors import PolicyError, first_line
+from datasets.errors import PolicyError, first_line, nearest
 from datasets.quiet import pass_over_warnings
 from datasets.source import read_file
 from pipeline.rng import op_number, words
@@ -164,11 +164,7 @@ class LibraryOp:
         kind = getattr(library, self.class_name, None)
         known = (library.BasicTransform, library.BaseCompose)
         if not (isinstance(kind, type) and issubclass(kind, known)):
-            import difflib
-
-            names = [n for n in dir(library) if n[0].isupper()]
-            match = difflib.get_close_matches(self.class_name, names, n=1)
-            hint = f"did you mean {PREFIX}{match[0]}?" if match else "see the library's own list"
+            hint = nearest(self.class_name, [n for n in dir(library) if n[0].isupper()])
             raise PolicyError(f"{where}: {self.name} is not a transform of albumentations; {hint}")
 
         def built(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import re
 import sys
 from dataclasses import dataclass, field, fields, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.errors import PolicyError
+from datasets.errors import PolicyError, nearest
 from pipeline.library_ops import PREFIX, LibraryOp
 from pipeline.ops import GEOMETRIC, OPS, Op, check_range, occurrences, signature
 from pipeline.rng import op_number, uniforms_of
@@ -154,12 +153,6 @@ def refuse_library_ops(policy: Policy) -> None:
             f"--engine tensorflow: {policy.library[0].name} is not a graph op; use --engine "
             "opencv, or take it out of the policy"
         )
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """`; did you mean 'rotate'?` where one of the known words is near, else the whole list."""
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(known)}"
 
 
 def parse_policy(text: str) -> Policy:

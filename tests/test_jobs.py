@@ -120,8 +120,8 @@ def test_set_changes_a_key_or_an_option_of_every_step_of_a_command(tmp_path: Pat
         ("copies", "--set copies: expected KEY=VALUE, such as deadline=2h or augment.copies=8"),
         ("train.lr=1", "--set train.lr=1: no step is train; there are augment"),
         ("augment.copies=x", "step 1 (augment): copies: found 'x', expected a whole number"),
-        ("augment.copys=1", "step 1 (augment): copys is not known, the nearest is copies"),
-        ("dedline=1h", "dedline is not known, the nearest is deadline"),
+        ("augment.copys=1", "step 1 (augment): copys is not known; did you mean 'copies'?"),
+        ("dedline=1h", "dedline is not known; did you mean 'deadline'?"),
         ("dedline=", "there is no dedline to take out"),
         ("augment.copys=", "no step of augment has copys to take out"),
         ("deadline=0.5s", "deadline: found '0.5s', expected a time such as 90s, 30min or 6h"),
@@ -141,15 +141,15 @@ WRONG: list[tuple[str, str, bool]] = [
     ("steps: {clean: }", "steps: found {'clean': None}, expected a list of one", True),
     ("steps: [clean]", "step 1: found 'clean', expected one command with its options", True),
     ("steps: [{clean: , verify: }]", "step 1: found {'clean': None, 'verify'", True),
-    ("steps: [{clean: }, {agument: }]", "step 2: agument is not known, the nearest is aug", True),
-    ("steps: [{run: }]", "step 1: run is not known, there are augment, train, crossval", True),
+    ("steps: [{clean: }, {agument: }]", "step 2: agument is not known; did you mean 'aug", True),
+    ("steps: [{run: }]", "step 1: run is not known; known: augment, train, crossval", True),
     ("steps: [{clean: 5}]", "step 1: clean: found 5, expected options", True),
     ("steps: [{evaluate: }]", "step 1: evaluate: found nothing, expected options", True),
     ("steps: [{verify: {}}]", "step 1 (verify): folder is missing; expected text", True),
     ("steps: [{evaluate: {runs: a}}]", "runs: found 'a', expected a list, each text", True),
     ("steps: [{evaluate: {runs: []}}]", "runs: found [], expected a list, each text", True),
     ("steps: [{evaluate: {runs: [[a]]}}]", "runs: found ['a'], expected a list", True),
-    ("steps: [{augment: {copys: 1}}]", "copys is not known, the nearest is copies", True),
+    ("steps: [{augment: {copys: 1}}]", "copys is not known; did you mean 'copies'?", True),
     ("steps: [{augment: {copies: '1'}}]", "copies: found '1', expected a whole number", True),
     ("steps: [{augment: {copies: 1.5}}]", "copies: found 1.5, expected a whole number", True),
     ("steps: [{augment: {copies: true}}]", "copies: found true, expected a whole number", True),
@@ -168,14 +168,18 @@ WRONG: list[tuple[str, str, bool]] = [
     ('steps: [{augment: {out: "a\\0b"}}]', "out: found 'a\\x00b', expected text", True),
     ("steps: [{augment: {resume: true}}]", "resume is not known, write overwrite: false", True),
     ("steps: [{augment: {no-original: true}}]", "not known, write original: false", True),
-    ("steps: [{augment: {log-format: json}}]", "log-format is not known, the", True),
-    ("steps: [{augment: {dry-run: true}}]", "dry-run is not known, there are dataset", True),
+    (
+        "steps: [{augment: {log-format: json}}]",
+        "log-format is not known; did you mean",
+        True,
+    ),
+    ("steps: [{augment: {dry-run: true}}]", "dry-run is not known; known: dataset", True),
     ("steps: [{augment: {image-size: 1, image_size: 2}}]", "image_size is not known", True),
     ("steps: [{augment: {}}]\nname: ../x", "name: found '../x', expected a name of letters", True),
     ("steps: [{augment: {}}]\nhistory: 1.5", "history: found 1.5, expected a folder", True),
     ("steps: [{augment: {}}]\ndeadline: 5 days", "deadline: found '5 days', expected a", True),
     ("steps: [{augment: {}}]\ndeadline: 60", "deadline: found 60, expected a time such", True),
-    ("steps: [{augment: {}}]\nstep: 1", "step is not known, the nearest is steps", True),
+    ("steps: [{augment: {}}]\nstep: 1", "step is not known; did you mean 'steps'?", True),
     ("steps: [{clean: {folder: '${NO}'}}]", "step 1 (clean): folder: ${NO} is not set", False),
     ("steps: [{clean: {folder: '${N O}'}}]", "folder: found '${N O}', expected ${NAME}", False),
     ("steps: [{clean: {folder: 'a${'}}]", "found '${', expected ${NAME}, or $${ for", False),
@@ -290,10 +294,10 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"yaml: 4 mistakes$") as caught:
         read(tmp_path, "steps: [{augment: {copys: 1, limit: 0}}, {trian: }]\nnam: x")
     assert caught.value.mistakes == (
-        "nam is not known, the nearest is name",
+        "nam is not known; did you mean 'name'?",
         "step 1 (augment): limit: found 0, expected a whole number of at least 1",
-        "step 1 (augment): copys is not known, the nearest is copies",
-        "step 2: trian is not known, the nearest is train",
+        "step 1 (augment): copys is not known; did you mean 'copies'?",
+        "step 2: trian is not known; did you mean 'train'?",
     )
 
 
@@ -467,5 +471,5 @@ def test_the_history_is_not_begun_by_a_file_with_mistakes(tmp_path: Path) -> Non
     (tmp_path / "job.yaml").write_text("steps: [{augment: {copys: 1}}]")
     history = f"history={tmp_path / 'history'}"
     said = run("run", tmp_path / "job.yaml", "--set", history, code=2).stderr
-    assert "the nearest is copies" in said
+    assert "did you mean 'copies'?" in said
     assert not (tmp_path / "history").exists()

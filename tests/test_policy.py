@@ -104,7 +104,7 @@ def test_spelling_does_not_matter_to_the_canonical_form() -> None:
         ("fill()|fill()", "fill is given twice"),
         ("albumentations.Blur(p=0.5)|flip()", "'flip()' at character 28: stands after albumen"),
         ("albumentations.Blur(p=0.5)|light", "'light' at character 28: stands after albumentati"),
-        ("albumentations.Blurr()", "did you mean albumentations.Blur"),
+        ("albumentations.Blurr()", "did you mean 'Blur'"),
         ("albumentations.Blur(limit=3)", "albumentations refuses"),
         ("albumentations.Blur(blur_limit=open('x'))", "is not a plain value"),
         ("nowhere.yaml", "nowhere.yaml: No such file"),

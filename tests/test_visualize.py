@@ -511,9 +511,9 @@ def test_a_model_that_takes_any_size_is_given_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"layers": ("Dense",)}, "none of that name; the nearest is 'dense', and"),
+        ({"layers": ("Dense",)}, "none of that name .--layers lists all.; did you mean 'dense'"),
         ({"layers": ("dense_1",)}, r"--layer dense_1: gives \(10,\); expected kernels or"),
-        ({"class_name": "seven"}, "--class seven: .*run.* knows 10 classes, .* the nearest is '"),
+        ({"class_name": "seven"}, "--class seven: .*run.* knows 10 classes, .*; known: 0, 1, 2"),
         ({"images": ("none.png",)}, "none.png: cannot be read: No such file or directory; give"),
         ({"images": ("bad.png",)}, "bad.png: not a JPEG, PNG, WebP, BMP, TIFF or GIF image; give"),
         ({"images": (".",)}, "cannot be read: not a regular file"),

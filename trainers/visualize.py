@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datasets.errors import ImageError, SourceError, UserError
+from datasets.errors import ImageError, SourceError, UserError, nearest
 from datasets.fingerprint import not_read
 from datasets.source import read_file
 from pipeline.online import open_images
@@ -135,10 +134,9 @@ def choose_layers(config: VisualizeConfig, network: Network) -> tuple[list[str],
     names = list(dict.fromkeys(config.layers))
     for name in names:
         if name not in network.layers:
-            near = get_close_matches(name, network.layers, 1, 0.0)
             raise UserError(
-                f"--layer {name}: {config.path} has none of that name; the nearest is {near[0]!r}, "
-                "and --layers lists all"
+                f"--layer {name}: {config.path} has none of that name (--layers lists all); "
+                f"{nearest(name, network.layers)}"
             )
         if name not in kernels and name not in maps:
             raise UserError(
@@ -242,9 +240,8 @@ def class_index(config: VisualizeConfig, network: Network, classes: tuple[str, .
     if not network.n_classes:
         raise UserError(f"--class {name}: {config.path} is not a classifier; leave --class out")
     if name not in classes:
-        near = get_close_matches(name, classes, 1, 0.0)[0]
         raise UserError(
-            f"--class {name}: {config.path} knows {len(classes)} classes, none of that name; the "
-            f"nearest is {near!r}"
+            f"--class {name}: {config.path} knows {len(classes)} classes, none of that name; "
+            f"{nearest(name, classes)}"
         )
     return classes.index(name)
