@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets.errors import SourceError
-from datasets.source import Listing, Samples, is_held_out
-
-TEST_FRACTION = 0.2
+from datasets.folder import split_by_hash
+from datasets.source import Listing
 
 
 @cache
@@ -45,12 +44,7 @@ class Digits:
     def listing(self) -> Listing:
         labels = load()[1]
         ids = [f"{i:05d}" for i in range(len(labels))]
-        held_out = is_held_out(ids, TEST_FRACTION)
-        splits = {}
-        for split, mask in (("train", ~held_out), ("test", held_out)):
-            chosen = np.flatnonzero(mask)
-            splits[split] = Samples([ids[i] for i in chosen], labels[chosen], chosen.tolist())
-        return Listing(tuple("0123456789"), splits)
+        return Listing(tuple("0123456789"), split_by_hash(ids, labels, range(len(labels))))
 
     def read(self, refs: Sequence[int]) -> Iterator[np.ndarray]:
         images = load()[0]

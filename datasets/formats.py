@@ -1,5 +1,5 @@
-"""Formats of shards by name. Each module offers `shard_name`, `Writer`, `read`, `read_copy` and
-`read_columns`."""
+"""Formats of shards by name. Each module offers `shard_name`, `Writer`, `read_schema`, `read`,
+`read_copy` and `read_columns`."""
 
 from datasets import parquet, tfrecord
 

@@ -79,6 +79,7 @@ class Writer:
     """
 
     def __init__(self, sink: Any, schema: Schema, compression: str) -> None:
+        self.copy_ranges: dict[int, tuple[int, int]] = {}  # row groups say where a copy lies
         self.schema = arrow_schema(schema)
         # No dictionary and no statistics on images: 30 % of the time and never of use to a query.
         self.file = pq.ParquetWriter(

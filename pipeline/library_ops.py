@@ -18,7 +18,8 @@ import numpy as np
 from datasets.errors import PolicyError, first_line, nearest
 from datasets.quiet import pass_over_warnings
 from datasets.source import read_file
-from pipeline.rng import op_number, words
+from pipeline.ops import occurrences
+from pipeline.rng import op_number, words_of
 
 PREFIX = "albumentations."
 MAX_FILE_BYTES, MAX_VALUES = 100_000, 10_000  # of a saved policy, whose text has 10,000 characters
@@ -219,8 +220,7 @@ class LibraryStage:
 
     def __init__(self, ops: tuple[LibraryOp, ...]) -> None:
         self.ops = [(op, op.build("policy")) for op in ops]
-        names = [op.name for op in ops]
-        self.occurrences = [names[:i].count(name) for i, name in enumerate(names)]
+        self.occurrences = occurrences([op.name for op in ops])
 
     def apply(
         self, images: list[np.ndarray], seed: int, keys: np.ndarray, copy: int
@@ -232,7 +232,8 @@ class LibraryStage:
         """
         done: list[list[dict[str, Any]]] = [[] for _ in images]
         for (op, transform), occurrence in zip(self.ops, self.occurrences, strict=True):
-            seeds = words(seed, keys, copy, op_number(op.name), occurrence, 1)[:, 0].tolist()
+            (drawn,) = words_of(seed, keys, copy, [(op_number(op.name), occurrence, 1)])
+            seeds = drawn[:, 0].tolist()
             for i, one_seed in enumerate(seeds):
                 images[i], applied = run_one(op, transform, images[i], one_seed)
                 done[i].append({"op": op.name, "seed": one_seed, **applied})

@@ -198,7 +198,8 @@ def read_text(text: str) -> Policy:
         where = f" at character {at}" if at else ""
         start = max(0, (at or 0) - SHOWN // 2)
         shown = repr(text[start : start + SHOWN])
-        before, after = "..." * (start > 0), "..." * (start + SHOWN < len(text))
+        before = "..." if start > 0 else ""
+        after = "..." if start + SHOWN < len(text) else ""
         raise PolicyError(
             f"policy {before}{shown}{after}: cannot be read{where}: "
             f"{getattr(err, 'msg', None) or err}; "

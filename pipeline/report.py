@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,32 +47,20 @@ def size(n_bytes: float) -> str:
 
 @dataclass
 class Progress:
-    """Images done so far; `advance` is called as shards finish."""
+    """Images done so far; `advance` is called as shards finish.
 
-    report: Report
-    total: int
-    verb: str  # "augmenting", "reading"
+    on_advance: Told of the images done and how many a second that is.
+    """
+
+    on_advance: Callable[[int, float], None]
     done: int = 0
 
     def __post_init__(self) -> None:
-        self.started = self.last_line = time.monotonic()
+        self.started = time.monotonic()
 
     def advance(self, n: int) -> None:
         self.done += n
-        now = time.monotonic()
-        if now - self.last_line >= LINE_EVERY_S and self.done < self.total:
-            self.last_line = now
-            rate = self.done / (now - self.started)
-            left = (self.total - self.done) / rate if rate else 0.0
-            self.report.say(
-                f"{self.verb}: {self.done:,} of {self.total:,} images, {rate:,.0f} images/s, "
-                f"{duration(left)} left",
-                event="progress",
-                doing=self.verb,
-                done=self.done,
-                total=self.total,
-                images_per_s=round(rate),
-            )
+        self.on_advance(self.done, self.done / max(1e-9, time.monotonic() - self.started))
 
 
 @dataclass(frozen=True)
@@ -139,11 +127,34 @@ class Report:
         with suppress(OSError):  # a run is worth more than its log, whose disk may be full
             print(line, file=sys.stderr, flush=True)
 
+    def lines(self, total: int, verb: str) -> Callable[[int, float], None]:
+        """Says every ten seconds how many images are done and how long the others will take."""
+        last_line = time.monotonic()
+
+        def tell(done: int, rate: float) -> None:
+            nonlocal last_line
+            now = time.monotonic()
+            if now - last_line < LINE_EVERY_S or done >= total:
+                return
+            last_line = now
+            left = (total - done) / rate if rate else 0.0
+            self.say(
+                f"{verb}: {done:,} of {total:,} images, {rate:,.0f} images/s, "
+                f"{duration(left)} left",
+                event="progress",
+                doing=verb,
+                done=done,
+                total=total,
+                images_per_s=round(rate),
+            )
+
+        return tell
+
     @contextmanager
     def progress(self, total: int, verb: str) -> Iterator[Progress]:
         """A bar with rate and time left on a terminal; lines every ten seconds elsewhere."""
         if self.quiet or self.log_format == "json" or not sys.stderr.isatty():
-            yield Progress(self, total, verb)
+            yield Progress(self.lines(total, verb))
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -158,9 +169,7 @@ class Report:
         )
         with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(verb, total=total, rate="-")
-            progress = BarProgress(Report(quiet=True), total, verb)
-            progress.update = lambda done, rate: bar.update(task, completed=done, rate=rate)
-            yield progress
+            yield Progress(lambda done, rate: bar.update(task, completed=done, rate=f"{rate:,.0f}"))
 
 
 def summary_lines(summary: Summary, report: Report) -> None:
@@ -204,14 +213,3 @@ def summary_lines(summary: Summary, report: Report) -> None:
     )
     for name, why in summary.quarantined:
         report.say(f"not used: {name}: {why}", event="quarantined", sample=name, reason=why)
-
-
-class BarProgress(Progress):
-    """Progress that moves a bar."""
-
-    update: Any = None
-
-    def advance(self, n: int) -> None:
-        super().advance(n)
-        rate = self.done / max(1e-9, time.monotonic() - self.started)
-        self.update(self.done, f"{rate:,.0f}")

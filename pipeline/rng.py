@@ -82,11 +82,6 @@ def words_of(seed: int, keys: np.ndarray, copy: int, uses: Sequence[Use]) -> lis
     ]
 
 
-def words(seed: int, keys: np.ndarray, copy: int, op: int, occurrence: int, n: int) -> np.ndarray:
-    """`words_of` for one use."""
-    return words_of(seed, keys, copy, [(op, occurrence, n)])[0]
-
-
 def uniforms_of(seed: int, keys: np.ndarray, copy: int, uses: Sequence[Use]) -> list[np.ndarray]:
     """For each use (B, n) float32 in [0, 1), multiples of 2**-24: exact on any backend."""
     return [

@@ -171,7 +171,6 @@ def write_rows(
 
     n_copies = len(job.copies(task.split))
     counts = np.bincount(labels, minlength=len(task.classes)).tolist()
-    ranges = getattr(writer, "copy_ranges", {})
     return Record(
         name=task.name,
         split=task.split,
@@ -181,7 +180,7 @@ def write_rows(
         crc32c=hashing.crc32c,
         labels={str(i): n for i, n in enumerate(counts) if n},
         quarantined=quarantined,
-        copy_ranges={str(copy): ends for copy, ends in ranges.items()},
+        copy_ranges={str(copy): ends for copy, ends in writer.copy_ranges.items()},
     )
 
 

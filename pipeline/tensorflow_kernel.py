@@ -24,7 +24,8 @@ FILL_MODES = {"reflect": "REFLECT", "constant": "CONSTANT", "edge": "NEAREST"}
 
 
 def uniforms(seed: int, keys: Tensor, copy: Tensor, op: int, occurrence: int, n: int) -> Tensor:
-    """(B,) uint64 keys, copy a scalar -> (B, n) float32: `pipeline.rng.uniforms`, bit for bit."""
+    """(B,) uint64 keys, copy a scalar -> (B, n) float32, bit for bit those of
+    `pipeline.rng.uniforms_of`."""
     shift = tf.bitwise.right_shift
     zeros = tf.zeros_like(keys)
     low, high = keys & np.uint64(0xFFFFFFFF), shift(keys, np.uint64(32))

@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 
 from datasets.source import sample_keys
 from pipeline.ops import OPS
-from pipeline.rng import op_number, philox4x32, uniforms_of, words, words_of
+from pipeline.rng import op_number, philox4x32, uniforms_of, words_of
 
 SEEDS = st.integers(0, 2**64 - 1)
 COPIES = st.integers(1, 65_535)
@@ -28,7 +28,8 @@ def test_all_uses_at_once_draw_what_each_draws_alone(seed, copy, uses) -> None:
     keys = sample_keys(list("abc"))
     together = words_of(seed, keys, copy, uses) if uses else []
     for got, (op, occurrence, n) in zip(together, uses, strict=True):
-        assert_array_equal(got, words(seed, keys, copy, op, occurrence, n))
+        (alone,) = words_of(seed, keys, copy, [(op, occurrence, n)])
+        assert_array_equal(got, alone)
 
 
 def hexadecimal(text: str) -> list[int]:
@@ -65,7 +66,7 @@ def test_philox_gives_the_published_known_answers(counter: str, key: str, want: 
 def test_the_counter_holds_block_occurrence_op_copy_and_key() -> None:
     # Low word first: block and occurrence, copy and op, the low and the high half of the key.
     keys = sample_keys(["a", "b"])
-    got = words(0x123456789, keys, 7, 0xBEEF, 2, 6)
+    (got,) = words_of(0x123456789, keys, 7, [(0xBEEF, 2, 6)])
     for row, key in zip(got, keys.tolist(), strict=True):
         by_hand = []
         for block in range(2):
@@ -133,11 +134,11 @@ def test_every_op_has_a_number_of_its_own() -> None:
     [("copy", 0), ("copy", 65_536), ("seed", -1), ("seed", 2**64), ("op", 2**16)],
 )
 def test_arguments_out_of_range_are_refused(change: str, value: int) -> None:
-    arguments = {"seed": 0, "copy": 1, "op": 1, **{change: value}}
+    used = {"seed": 0, "copy": 1, "op": 1, **{change: value}}
     with pytest.raises(ValueError, match="out of range"):
-        words(keys=sample_keys(["a"]), occurrence=0, n=1, **arguments)
+        words_of(used["seed"], sample_keys(["a"]), used["copy"], [(used["op"], 0, 1)])
 
 
 def test_keys_of_another_type_are_refused() -> None:
     with pytest.raises(ValueError, match="uint64"):
-        words(0, np.zeros(3, np.int64), 1, 1, 0, 1)
+        words_of(0, np.zeros(3, np.int64), 1, [(1, 0, 1)])
