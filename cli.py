@@ -18,7 +18,7 @@ import typer
 from datasets.data_dir import DATA_DIR
 from datasets.errors import Damaged, UserError, printable, system_failure
 from datasets.storage import local_path, place
-from datasets.storage_errors import failure
+from datasets.storage_errors import as_storage_error
 from pipeline.options import (
     POLICY,
     SIZE,
@@ -92,7 +92,7 @@ def augment(
     quiet: Quiet = False,
 ) -> None:
     """Write augmented copies of a data set to shards, or stream them without writing (--online)."""
-    from pipeline.report import Report, summary_lines
+    from pipeline.report import Report, report_summary
 
     report = Report(quiet=quiet, log_format=log_format.value)
     if online:
@@ -105,7 +105,7 @@ def augment(
     if dry_run:
         report.result(offline.dry_run(config, report))
     else:
-        summary_lines(offline.materialize(config, report), report)
+        report_summary(offline.materialize(config, report), report)
 
 
 @app.command()
@@ -376,9 +376,9 @@ def inspect(
     folder: Output,
 ) -> None:
     """Show what an output holds: its job, counts per class and copy, parameter ranges and size."""
-    from pipeline.contents import describe
+    from pipeline.contents import print_contents
 
-    describe(folder)
+    print_contents(folder)
 
 
 @app.command()
@@ -496,13 +496,13 @@ def run_file(
 ) -> None:
     """Run a job file's steps; run it again to resume."""
     from pipeline.history import timestamp
-    from pipeline.jobfile import read_job
+    from pipeline.jobfile import read_job_file
     from pipeline.report import Report
     from pipeline.service import command_lines, run_job
     from pipeline.steps import command_of
 
     changes, commands = change or [], {step.__name__: command_of(step) for step in STEPS}
-    found = read_job(job, changes, commands, os.environ, timestamp()[:10])
+    found = read_job_file(job, changes, commands, os.environ, timestamp()[:10])
     report = Report(quiet=quiet, log_format=log_format.value)
     if dry_run:
         report.result(command_lines(found))
@@ -599,7 +599,7 @@ def main(log_format: str | None = None) -> NoReturn:
         tell_error(logs, str(err), err.exit_code, mistakes=err.mistakes)
         raise SystemExit(err.exit_code) from None
     except Exception as err:
-        if (told := failure("object storage", err) or system_failure(err)) is not None:
+        if (told := as_storage_error("object storage", err) or system_failure(err)) is not None:
             tell_error(logs, str(told), told.exit_code)
             raise SystemExit(told.exit_code) from None
         if logs == "text":

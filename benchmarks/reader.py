@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from datasets import storage
 from datasets.errors import EnvironmentFailed, UserError
 from datasets.manifest import damages, read_manifest
-from datasets.storage_errors import failures
+from datasets.storage_errors import translating_errors
 from datasets.versions import latest, reading
 
 
@@ -45,7 +45,7 @@ def is_there(out: Path) -> bool:
 def wrong_with(out: Path) -> list[tuple[str, str]]:
     """(file, what is wrong) with an output that is there."""
     try:
-        with failures(out):
+        with translating_errors(out):
             if not is_there(out):
                 return []
             with reading(out) as found:

@@ -10,7 +10,7 @@ from datasets import storage
 from datasets.commit import is_unfinished
 from datasets.errors import SourceError, nearest
 from datasets.source import Source
-from datasets.storage_errors import failures
+from datasets.storage_errors import translating_errors
 from datasets.versions import latest, output_of
 
 CATALOG = {
@@ -100,7 +100,7 @@ def open_objects(place: Path) -> Source:
 
     Raises: SourceError if there is nothing; EnvironmentFailed if the storage fails.
     """
-    with failures(place):
+    with translating_errors(place):
         if place.suffix.lower() in LISTS:
             from datasets.listing import ListFile
 

@@ -24,7 +24,7 @@ from datasets.index import INDEX, indexes, stale_indexes
 from datasets.lease import leased
 from datasets.manifest import MANIFEST, SUCCESS, UNFINISHED, VERSION
 from datasets.storage import walk
-from datasets.storage_errors import failures
+from datasets.storage_errors import translating_errors
 
 # What only a run writes, the first of it before any shard: others name folders by hashes too.
 OURS = re.compile(rf"(?P<version>(.*/)?{VERSION.pattern})/({RUN}|{MANIFEST}|{RECORDS}/.*)")
@@ -94,7 +94,7 @@ def clean_objects(folder: Path) -> Iterator[str]:
     """Removes the versions in object storage, of `folder` or of outputs below it, that were never
     finished, and parts of uploads."""
     busy: list[str] = []
-    with failures(folder):
+    with translating_errors(folder):
         known = storage.files_below(folder)
         is_there = bool(known)
         names = sorted({match["version"] for match in map(OURS.fullmatch, known) if match})

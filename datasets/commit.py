@@ -45,7 +45,7 @@ from datasets.manifest import (
 from datasets.many_files import read_all
 from datasets.schema import canonical_json
 from datasets.storage import write_atomically
-from datasets.storage_errors import failures
+from datasets.storage_errors import translating_errors
 from datasets.versions import latest
 
 RECORDS = ".records"
@@ -250,7 +250,7 @@ def attempt(partial: Path, name: str) -> Iterator[None]:
     mark = attempt_mark(partial, name)
     write_atomically(mark, b"")
     yield
-    with suppress(EnvironmentFailed), failures(mark):
+    with suppress(EnvironmentFailed), translating_errors(mark):
         storage.remove(mark)
 
 

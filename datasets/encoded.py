@@ -32,7 +32,7 @@ class Encoded(Sequence[bytes]):
         found = self.column[where]
         return Encoded(found) if isinstance(where, slice) else found.as_py()
 
-    def pick(self, positions: np.ndarray) -> Encoded:
+    def take(self, positions: np.ndarray) -> Encoded:
         """The files at these (n,) int64 positions, in this order."""
         starts = np.flatnonzero(np.diff(positions, prepend=-2) != 1)  # of runs without a gap
         lengths = np.diff(starts, append=len(positions)).tolist()

@@ -19,7 +19,7 @@ from typing import Any
 
 from datasets import storage
 from datasets.errors import EnvironmentFailed, OutputBusy
-from datasets.storage_errors import failures
+from datasets.storage_errors import translating_errors
 
 FOLDER = ".lease"
 EXPIRES_S = 60.0  # after this long without a sign of its holder
@@ -31,7 +31,7 @@ def lease_file(out: Path, number: int) -> Path:
     return out / FOLDER / f"{number:08d}"
 
 
-def me() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
     """This process, as others on this machine can tell whether it is still there."""
     return {
         "owner": uuid.uuid4().hex,
@@ -95,15 +95,15 @@ class Lease:
 
     def __init__(self, out: Path) -> None:
         """Raises: OutputBusy if somebody else holds it; EnvironmentFailed if the storage fails."""
-        self.out, self.is_lost, self.body = out, False, json.dumps(me()).encode()
-        with failures(out):
+        self.out, self.is_lost, self.body = out, False, json.dumps(this_process()).encode()
+        with translating_errors(out):
             numbers = lease_numbers(out)
             last = max(numbers, default=0)
             if last and not is_free(out, last):
-                raise OutputBusy(busy(out))
+                raise OutputBusy(busy_message(out))
             self.path = lease_file(out, last + 1)
             if not storage.create(self.path, self.body):
-                raise OutputBusy(busy(out))
+                raise OutputBusy(busy_message(out))
             for number in numbers:
                 storage.remove(lease_file(out, number))
         self.over = threading.Event()
@@ -112,7 +112,7 @@ class Lease:
 
     def _renew(self) -> None:
         while not self.over.wait(RENEW_S):
-            with suppress(EnvironmentFailed), failures(self.out):
+            with suppress(EnvironmentFailed), translating_errors(self.out):
                 self._renew_once()
 
     def _renew_once(self) -> None:
@@ -132,7 +132,7 @@ class Lease:
 
     def check(self) -> None:
         """Raises: OutputBusy if another run has taken over: this one gave no sign for long."""
-        with failures(self.out):
+        with translating_errors(self.out):
             if self.is_lost or not self._is_mine():
                 raise OutputBusy(
                     f"{self.out}: another run took over while this one stood still; run the same "
@@ -148,7 +148,7 @@ class Lease:
     def _give_back(self) -> None:
         self.over.set()
         self.thread.join()
-        with suppress(EnvironmentFailed), failures(self.out):
+        with suppress(EnvironmentFailed), translating_errors(self.out):
             if self._is_mine():
                 storage.remove(self.path)
 
@@ -158,7 +158,7 @@ def modified(path: Path) -> float:
     return float(storage.file_system(path).modified(storage.key(path)).timestamp())
 
 
-def busy(out: Path) -> str:
+def busy_message(out: Path) -> str:
     return (
         f"{out}: another run is writing it, or was killed on another machine less than "
         f"{EXPIRES_S:.0f} s ago; wait for that one or choose another --out"
@@ -167,10 +167,10 @@ def busy(out: Path) -> str:
 
 def refuse_if_leased(out: Path) -> None:
     """Raises: OutputBusy if another process holds it. Changes nothing."""
-    with failures(out):
+    with translating_errors(out):
         numbers = lease_numbers(out)
         if numbers and not is_free(out, numbers[-1]):
-            raise OutputBusy(busy(out))
+            raise OutputBusy(busy_message(out))
 
 
 @contextmanager

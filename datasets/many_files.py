@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.storage import file_system, is_object, key, place
-from datasets.storage_errors import cause_of, failed, of_one_object
+from datasets.storage_errors import cause_of, of_one_object, storage_error
 
 # Objects, as each request takes 10 to 100 ms, whatever its size; and bytes, where they are known.
 READ_AT_ONCE, BYTES_AT_ONCE = 64, 64 * 2**20
@@ -74,5 +74,5 @@ def fetch(
     found = files.cat_ranges(list(keys), list(starts), list(ends), on_error="return")
     for url, data in zip(urls, found, strict=True):
         if isinstance(data, BaseException):
-            raise of_one_object(data) or failed(url, cause_of(data) or data) from data
+            raise of_one_object(data) or storage_error(url, cause_of(data) or data) from data
         yield data

@@ -63,13 +63,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, i: int) -> Rows:
+    def row(self, i: int) -> Rows:
         """Row i by itself, in memory of its own."""
         return self.map(
             lambda column: column[[i]] if isinstance(column, np.ndarray) else [column[i]]
         )
 
-    def pick(self, positions: np.ndarray) -> Rows:
+    def take(self, positions: np.ndarray) -> Rows:
         """The rows at these positions, in this order."""
         chosen = positions.tolist()
 
@@ -77,7 +77,7 @@ class Rows:
             if isinstance(column, np.ndarray):
                 return column[positions]
             is_encoded = isinstance(column, Encoded)
-            return column.pick(positions) if is_encoded else [column[i] for i in chosen]
+            return column.take(positions) if is_encoded else [column[i] for i in chosen]
 
         return self.map(of)
 

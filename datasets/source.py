@@ -19,7 +19,7 @@ import numpy as np
 from datasets import storage
 from datasets.errors import SourceError
 from datasets.many_files import read_all
-from datasets.storage_errors import failures
+from datasets.storage_errors import translating_errors
 
 KEY_BITS = 64
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # line breaks among them
@@ -182,7 +182,7 @@ def read_file(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
       (a pipe or a device may never end) or is larger than `most` bytes; EnvironmentFailed if its
       storage fails.
     """
-    with failures(path):
+    with translating_errors(path):
         found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from datasets.errors import UserError, first_line
-from datasets.storage_errors import failures, hide_credentials
+from datasets.storage_errors import hide_credentials, translating_errors
 
 URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<whole>/?)(?P<bucket>[^/]*).*", re.S)
 SCHEMES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}  # and the package of each
@@ -107,7 +107,7 @@ def kind(path: Path) -> str:
     where the storage does not answer, as if nothing were there; this raises EnvironmentFailed."""
     if not is_object(path):
         return "file" if path.is_file() else "directory" if path.is_dir() else ""
-    with failures(path), suppress(FileNotFoundError):
+    with translating_errors(path), suppress(FileNotFoundError):
         return str(file_system(path).info(key(path))["type"])
     return ""
 
@@ -118,7 +118,7 @@ def create(path: Path, data: bytes) -> bool:
     It is the only operation on which two runs can meet, and needs a storage that heeds conditions
     (`If-None-Match`): S3, Google's and Azure's do.
     """
-    with failures(path):
+    with translating_errors(path):
         with suppress(FileExistsError):  # perhaps by a first try whose answer was lost
             file_system(path).pipe_file(key(path), data, mode="create")
         return path.read_bytes() == data
@@ -138,7 +138,7 @@ def files_below(folder: Path) -> dict[str, int]:
 def objects_below(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """Relative name and what the storage says of every object below."""
     start = key(folder) + "/"
-    with failures(folder):
+    with translating_errors(folder):
         found = file_system(folder).find(start, detail=True)
     # And not what stands for the folder itself, which some tools and servers put there.
     return [(n.removeprefix(start), info) for n, info in found.items() if n.startswith(start)]
@@ -166,7 +166,7 @@ def tags_below(folder: Path) -> dict[str, str]:
 
 def copy(path: Path, to: Path) -> None:
     """An object under another name too, within the storage."""
-    with failures(to):
+    with translating_errors(to):
         file_system(path).cp_file(key(path), key(to))
 
 
@@ -175,7 +175,7 @@ def entries(folder: Path) -> Iterator[tuple[str, bool]]:
     if is_object(folder):
         found: list[dict[str, Any]] = []
         # Where there is no object, there is no folder.
-        with suppress(FileNotFoundError), failures(folder):
+        with suppress(FileNotFoundError), translating_errors(folder):
             found = file_system(folder).ls(key(folder), detail=True)
         for info in found:
             name = info["name"].rstrip("/").rpartition("/")[2]
@@ -196,9 +196,9 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[BufferedReader]:
-    """The file, open for reading; what the block meets of its storage is raised as by `failures`,
-    so that nobody takes it for something about the file."""
-    with failures(path), path.open("rb") as file:
+    """The file, open for reading; what the block meets of its storage is raised as by
+    `translating_errors`, so that nobody takes it for something about the file."""
+    with translating_errors(path), path.open("rb") as file:
         yield file
 
 
@@ -253,7 +253,7 @@ def open_attempt(path: Path) -> tuple[Path, BinaryIO]:
 def write_atomically(path: Path, data: bytes) -> None:
     """The whole file or none of it."""
     if is_object(path):
-        with failures(path):
+        with translating_errors(path):
             path.write_bytes(data)
         return
     with new_file(path) as file:
@@ -262,7 +262,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def put(file: BinaryIO, path: Path) -> None:
     """Uploads the whole of an open file, in parts where it is large."""
-    with failures(path):
+    with translating_errors(path):
         # By the number of its handle, since it has no name that could be left behind.
         file.flush()
         file_system(path).put_file(f"/proc/self/fd/{file.fileno()}", key(path))
@@ -273,7 +273,7 @@ def remove(path: Path) -> None:
     tells whose the others are, named by `.` or `_`, goes last: a kill leaves nobody's files."""
     if is_object(path):
         files = file_system(path)
-        with suppress(FileNotFoundError), failures(path):
+        with suppress(FileNotFoundError), translating_errors(path):
             names = sorted(files_below(path))
             shards = [f"{key(path)}/{name}" for name in names if name[:1] not in "._"]
             if shards:

@@ -44,13 +44,13 @@ def code_of(err: BaseException) -> str | None:
     return answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
 
 
-def failure(what: Path | str, err: BaseException) -> EnvironmentFailed | None:
+def as_storage_error(what: Path | str, err: BaseException) -> EnvironmentFailed | None:
     """What to tell the user where the error, or its cause, is one of a storage's library."""
     cause = cause_of(err)
-    return None if cause is None else failed(what, cause)
+    return None if cause is None else storage_error(what, cause)
 
 
-def failed(what: Path | str, err: BaseException) -> EnvironmentFailed:
+def storage_error(what: Path | str, err: BaseException) -> EnvironmentFailed:
     """What to tell the user of that place: StorageRefused where no new try would fix it."""
     told = hide_credentials(first_line(err))
     if REFUSALS & {type(err).__name__, code_of(err)}:
@@ -65,7 +65,7 @@ def failed(what: Path | str, err: BaseException) -> EnvironmentFailed:
 
 
 @contextmanager
-def failures(what: Path | str) -> Iterator[None]:
+def translating_errors(what: Path | str) -> Iterator[None]:
     """Raises: EnvironmentFailed where the storage does not answer; StorageRefused, which is one of
     these, where it does not allow it. That something is not there is the FileNotFoundError it was.
     """
@@ -74,7 +74,7 @@ def failures(what: Path | str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as err:
-        told = failure(what, err)
+        told = as_storage_error(what, err)
         is_absent = isinstance(err, FileNotFoundError) and not isinstance(told, StorageRefused)
         if told is None or is_absent:
             raise

@@ -25,7 +25,7 @@ from datasets.errors import Damaged, EnvironmentFailed, OutputBusy, OutputError
 from datasets.lease import modified, storage_time
 from datasets.manifest import LATEST, SUCCESS, VERSION, is_output
 from datasets.schema import canonical_json
-from datasets.storage_errors import failures
+from datasets.storage_errors import translating_errors
 
 POINTERS = "_versions"
 # Nobody can tell who reads from object storage: what was replaced stays for this long.
@@ -253,7 +253,7 @@ def was_replaced(found: Path, handle: int | None) -> bool:
     return True
 
 
-def replaced(found: Path) -> EnvironmentFailed:
+def replaced_error(found: Path) -> EnvironmentFailed:
     """What to raise then, where what was read may be half of each."""
     return EnvironmentFailed(
         f"{found}: another output took its place while it was read; run the same command again "
@@ -268,13 +268,13 @@ def reading(folder: Path) -> Iterator[Path]:
 
     Raises: EnvironmentFailed if another output took its place meanwhile, and half of each was read.
     """
-    with failures(folder):
+    with translating_errors(folder):
         found, handle = open_version(folder)
         try:
             yield found
         except Damaged as err:
             if was_replaced(found, handle):
-                raise replaced(found) from err
+                raise replaced_error(found) from err
             raise
         finally:
             if handle is not None:

@@ -21,7 +21,7 @@ from datasets.errors import Damaged, EnvironmentFailed
 from datasets.formats import FORMATS
 from datasets.manifest import Record, crc32c_file
 from datasets.schema import Rows
-from datasets.storage_errors import failures
+from datasets.storage_errors import translating_errors
 from pipeline.base import Carried
 from pipeline.shard import (
     HashingFile,
@@ -55,7 +55,7 @@ def make_shard(task: Task) -> Made:
     Raises: what `write_shard` does.
     """
     started = time.monotonic()
-    with failures(task.folder):
+    with translating_errors(task.folder):
         made = make(task)
     worker = f"{os.uname().nodename}:{os.getpid()}"
     return replace(made, worker=worker, seconds=time.monotonic() - started)
@@ -155,7 +155,7 @@ def stored(format: str, path: Path, wanted: set[str]) -> Iterator[Rows]:
     for rows in FORMATS[format].read(path):
         chosen = np.array([i for i, name in enumerate(rows.ids) if name in wanted], np.int64)
         if len(chosen):
-            yield rows.pick(chosen)
+            yield rows.take(chosen)
 
 
 def merged(
@@ -175,7 +175,7 @@ def merged(
             parts = [rows for feed, n in zip(feeds, counts, strict=True) for rows in feed.take(n)]
             # Row k of what came, feed by feed, is row order[k] of the batch.
             order = np.argsort(origins[part], kind="stable")
-            rows = Rows.join(parts).pick(np.argsort(order)) if len(parts) > 1 else parts[0]
+            rows = Rows.join(parts).take(np.argsort(order)) if len(parts) > 1 else parts[0]
             ids = [task.samples.ids[i] for i in usable[part].tolist()]
             if rows.ids != ids or {p.copy for p in parts} != {copy}:
                 raise Damaged(

@@ -29,7 +29,7 @@ from pipeline.rng import MAX_COPY
 RECOMPUTED = 64  # rows of an output that --deep makes again from the source
 
 
-def read_job(folder: Path, manifest: Manifest) -> Job:
+def job_of(folder: Path, manifest: Manifest) -> Job:
     """The job as it was, from its canonical form.
 
     Raises: Damaged if it is none that `pipeline augment` could have run.
@@ -92,7 +92,7 @@ def check_version(folder: Path, deep: bool, dataset: str | None, data_dir: Path)
 
 def check_deep(folder: Path, manifest: Manifest, dataset: str | None, data_dir: Path) -> str:
     """Decodes every row, and makes some of them again from the source."""
-    job = read_job(folder, manifest)
+    job = job_of(folder, manifest)
     schema = job.schema(tuple(manifest.classes))
     wanted = chosen_rows(folder, manifest)
     kept: dict[tuple[str, int], Rows] = {}
@@ -103,7 +103,7 @@ def check_deep(folder: Path, manifest: Manifest, dataset: str | None, data_dir: 
             check_images(record.name, rows, schema)
             for i, sample_id in enumerate(rows.ids):
                 if (sample_id, rows.copy) in wanted:
-                    kept[sample_id, rows.copy] = rows.take(i)
+                    kept[sample_id, rows.copy] = rows.row(i)
         if n != record.rows:
             raise Damaged(f"{folder / record.name}: {n} rows, the manifest says {record.rows}")
     line = "every row decodes"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import storage
 from datasets.errors import EnvironmentFailed, UserError, first_line
 from datasets.manifest import sha256_file
-from datasets.storage_errors import failures
+from datasets.storage_errors import translating_errors
 from pipeline.job import environment, software
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def how_to_share(place: Path | None) -> str:
 def look(shared: Path | None) -> tuple[dict[str, str], tuple[int, str] | None]:
     """What the process that runs this has, and the size and sha256 of the file."""
     try:
-        with failures(shared or ""):
+        with translating_errors(shared or ""):
             return environment(), None if shared is None else sha256_file(shared)
     except (OSError, EnvironmentFailed):
         return environment(), None

@@ -11,18 +11,18 @@ from datasets.errors import printable
 from datasets.formats import FORMATS
 from datasets.manifest import Manifest, read_manifest
 from datasets.versions import reading
-from pipeline.check import read_job
+from pipeline.check import job_of
 from pipeline.report import counted, size
 
 
-def describe(folder: Path) -> None:
+def print_contents(folder: Path) -> None:
     """Prints job, counts and parameter ranges as tables; images are not read."""
     from rich.console import Console
     from rich.table import Column, Table
 
     with reading(folder) as found:
         manifest = read_manifest(found)
-        read_job(found, manifest)  # else its parts may be anything
+        job_of(found, manifest)  # else its parts may be anything
         counts, ranges = collect(found, manifest)
     console = Console(markup=False, emoji=False)  # names are shown as they are
     job = Table("job", Column(overflow="fold"), title=printable(str(found)), title_justify="left")
@@ -36,7 +36,7 @@ def describe(folder: Path) -> None:
     job.add_row("not used", counted(len(manifest.quarantined), "input"))
     console.print(job)
 
-    columns = alike(counts)
+    columns = merge_equal_copies(counts)
     rows = Table(Column("class", overflow="fold"), *columns, title="images of each copy, by split")
     for label, name in enumerate(manifest.classes):
         if any(label in column for column in columns.values()):
@@ -53,7 +53,7 @@ def describe(folder: Path) -> None:
         console.print(printable(f"not used: {name}: {why}"))
 
 
-def alike(counts: Counter[tuple[str, int, int]]) -> dict[str, Counter[int]]:
+def merge_equal_copies(counts: Counter[tuple[str, int, int]]) -> dict[str, Counter[int]]:
     """`train 0 to 4` -> images of each class, for copies in a row that have the same: many columns
     would not fit a terminal."""
     by_copy: dict[tuple[str, int], Counter[int]] = {}

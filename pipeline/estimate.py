@@ -16,7 +16,7 @@ from pipeline.task import Task, usable_shapes
 FEW, MAX_MEASURED, MEASURED_BYTES = 8, 512, 2**20
 
 
-def estimate_bytes(plan: Plan) -> tuple[float, float]:
+def estimate_cost(plan: Plan) -> tuple[float, float]:
     """(bytes, seconds on one core) that the whole output takes, from a measured sample of it.
 
     A few samples of the largest block are written to nowhere, with two copies: 8, or more
@@ -55,7 +55,7 @@ def describe_plan(plan: Plan, n_workers: int) -> str:
 
     n_workers: Processes of this machine; 0 for this one alone.
     """
-    n_bytes, seconds = estimate_bytes(plan)
+    n_bytes, seconds = estimate_cost(plan)
     seconds /= max(1, n_workers)
     workers = f"{n_workers} workers" if n_workers > 1 else "one worker"
     n_shards = sum(split["blocks"] for split in plan.job.splits.values())

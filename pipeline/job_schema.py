@@ -149,8 +149,8 @@ def allow_underscores(schema: dict[str, Any]) -> None:
 
 
 def json_schema(commands: Mapping[str, Command]) -> dict[str, Any]:
-    """What editors check a job file by: it accepts what `read_job` does, but for what is known only
-    when a job starts, such as the values of environment variables."""
+    """What editors check a job file by: it accepts what `read_job_file` does, but for what is known
+    only when a job starts, such as the values of environment variables."""
     from pydantic.json_schema import GenerateJsonSchema
 
     class Plain(GenerateJsonSchema):

@@ -49,7 +49,7 @@ class JobFile:
     steps: tuple[Step, ...]
 
 
-def read_job(
+def read_job_file(
     path: Path,
     changes: Sequence[str],
     commands: Mapping[str, Command],

@@ -26,7 +26,7 @@ from datasets.schema import canonical_json
 from datasets.storage import write_atomically
 from datasets.versions import prune, publish
 from pipeline.base import Base
-from pipeline.estimate import estimate_bytes, largest_bytes
+from pipeline.estimate import estimate_cost, largest_bytes
 from pipeline.job import Job, differences, probe, versions
 from pipeline.plan import Plan
 from pipeline.report import Report, size
@@ -89,7 +89,7 @@ def check_disk(plan: Plan, tasks: Tasks, base: Base | None) -> None:
     if n_images * largest_bytes(plan) * 2 < free:
         return  # it fits however it is encoded, so that nothing need be measured
     if base is None:
-        an_image = estimate_bytes(plan)[0] / max(1, plan.n_images)
+        an_image = estimate_cost(plan)[0] / max(1, plan.n_images)
     else:  # whose rows these are, but for a few
         shards = base.manifest.shards
         an_image = sum(r.bytes for r in shards) / max(1, sum(r.rows for r in shards))

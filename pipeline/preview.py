@@ -21,7 +21,7 @@ from datasets.manifest import read_manifest, refuse_missing_or_cut, repair_advic
 from datasets.source import check_listing, sample_keys
 from datasets.storage import is_object
 from datasets.versions import reading
-from pipeline.check import read_job
+from pipeline.check import job_of
 from pipeline.library_ops import PREFIX, LibraryStage
 from pipeline.opencv_kernel import augment_batch, prepare
 from pipeline.policy import resolve_policy
@@ -144,7 +144,7 @@ def from_output(folder: Path, split: str, n_samples: int, n_copies: int) -> Shee
 def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> Sheet:
     manifest = read_manifest(folder)
     refuse_missing_or_cut(folder, manifest)
-    job = read_job(folder, manifest)
+    job = job_of(folder, manifest)
     if job.network:
         raise UserError(
             f"{folder}: holds features, which are not images; name what they are made of"

@@ -172,7 +172,7 @@ class Report:
             yield Progress(lambda done, rate: bar.update(task, completed=done, rate=f"{rate:,.0f}"))
 
 
-def summary_lines(summary: Summary, report: Report) -> None:
+def report_summary(summary: Summary, report: Report) -> None:
     """Says what a run did: the output, what could not be used, and what it took."""
     if summary.was_done:
         text = f"{summary.out}: this job was done before; nothing to do"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 Array = Any  # NumPy's or TensorFlow's
-Shift = Callable[[Array, Any], Array]
+RightShift = Callable[[Array, Any], Array]
 Use = tuple[int, int, int]  # op number, occurrence, draws
 MAX_COPY = 65_535  # 16 bits of the counter
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -18,7 +18,9 @@ LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 
 
-def philox4x32(counter: Array, key: tuple[int, int], shift: Shift = np.right_shift) -> list[Array]:
+def philox4x32(
+    counter: Array, key: tuple[int, int], shift: RightShift = np.right_shift
+) -> list[Array]:
     """Four (n,) uint64 counters holding 32-bit words, two 32-bit key words -> four (n,) uint64.
 
     Ten rounds, which pass BigCrush; held in uint64 so that a product keeps its high half. Arrays of

@@ -35,7 +35,7 @@ from pipeline.task import Task
 BATCH_BYTES = 16 * 2**20  # decoded images that are augmented and written at a time
 
 # Writes the rows of a shard to a file, decoding in a child process where asked to.
-Fill = Callable[[BinaryIO, bool], Record]
+ShardFiller = Callable[[BinaryIO, bool], Record]
 
 
 class HashingFile:
@@ -62,7 +62,7 @@ class HashingFile:
         self.closed = True
 
 
-def write_shard(task: Task, fill: Fill | None = None) -> Record:
+def write_shard(task: Task, fill: ShardFiller | None = None) -> Record:
     """The record of the shard, which is then complete under its name, flushed and hashed.
 
     fill: What writes the rows, in another way than `fill_shard`.

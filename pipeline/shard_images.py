@@ -18,8 +18,8 @@ from datasets.errors import Damaged, UserError
 from datasets.formats import FORMATS
 from datasets.manifest import Record, damages, read_manifest, repair_advice
 from datasets.source import mix, sample_keys
-from datasets.versions import open_version, replaced, was_replaced
-from pipeline.check import read_job
+from datasets.versions import open_version, replaced_error, was_replaced
+from pipeline.check import job_of
 from pipeline.memory import aligned
 
 
@@ -37,7 +37,7 @@ class ShardImages:
         if self.handle is not None:
             weakref.finalize(self, os.close, self.handle)  # till then nobody removes that version
         self.manifest = manifest = read_manifest(folder)
-        self.folder, self.job = folder, read_job(folder, manifest)
+        self.folder, self.job = folder, job_of(folder, manifest)
         self.reader = FORMATS[self.job.format]
         self.records = [record for record in manifest.shards if record.split == split]
         if not self.records:
@@ -94,7 +94,7 @@ class ShardImages:
         with suppress(UserError):  # none there, in the moment of a commit
             if read_manifest(self.folder) == self.manifest:
                 return
-        raise replaced(self.folder)
+        raise replaced_error(self.folder)
 
     def first_copy(self, record: Record) -> tuple[list[str], np.ndarray]:
         """Sample ids and labels of a shard's samples, in the order of the rows of each copy."""

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cli import STEPS, app
 from datasets.errors import PolicyError
-from pipeline.jobfile import read_job
+from pipeline.jobfile import read_job_file
 from pipeline.ops import OPS
 from pipeline.policy import FILL_MODES, PRESETS, Fill, parse_policy
 from pipeline.status import MEANINGS
@@ -122,7 +122,7 @@ def test_every_job_in_a_document_is_one(document: Path, text: str, tmp_path: Pat
     path = tmp_path / "job.yaml"
     path.write_text(text)
     commands = {step.__name__: command_of(step) for step in STEPS}
-    assert read_job(path, [], commands, {"PHOTOS": "photos"}, "2026-01-01").steps
+    assert read_job_file(path, [], commands, {"PHOTOS": "photos"}, "2026-01-01").steps
 
 
 @pytest.mark.parametrize("path", [ROOT / "Makefile", *DOCUMENTS], ids=lambda path: path.name)

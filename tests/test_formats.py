@@ -69,7 +69,7 @@ def test_encoded_files_are_picked_and_joined_as_lists_are(
     start, stop = data.draw(st.integers(0, len(whole))), data.draw(st.integers(0, len(whole)))
     assert list(joined[start:stop]) == whole[start:stop]
     chosen = data.draw(st.lists(st.sampled_from(range(len(whole))))) if whole else []
-    picked = joined.pick(np.array(chosen, np.int64))
+    picked = joined.take(np.array(chosen, np.int64))
     assert list(picked) == [whole[i] for i in chosen]
     assert in_one_piece(picked.column).to_pylist() == list(picked)
 

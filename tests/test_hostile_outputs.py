@@ -114,7 +114,7 @@ def test_a_manifest_with_anything_in_any_place_is_read_or_damaged(
 
     def inspect() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            contents.describe(folder)
+            contents.print_contents(folder)
 
     def train() -> None:
         images = ShardImages(folder, "train")

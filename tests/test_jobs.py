@@ -18,7 +18,7 @@ import cli
 from datasets.errors import UserError
 from pipeline.default_out import default_out
 from pipeline.job_schema import json_schema
-from pipeline.jobfile import JobFile, read_job
+from pipeline.jobfile import JobFile, read_job_file
 from pipeline.plan import AugmentConfig, output_folder
 from pipeline.steps import LEFT_OUT, Option, command_of
 from pipeline.yaml_file import MAX_BYTES, read_yaml
@@ -34,7 +34,7 @@ VALID = Draft202012Validator(SCHEMA)
 def read(folder: Path, text: str, *changes: str, **environ: str) -> JobFile:
     path = folder / "job.yaml"
     path.write_bytes(text.encode(errors="surrogatepass"))
-    return read_job(path, changes, COMMANDS, environ, "2026-02-03")
+    return read_job_file(path, changes, COMMANDS, environ, "2026-02-03")
 
 
 def words(job: JobFile) -> list[list[str]]:
@@ -251,7 +251,7 @@ def test_files_that_are_no_job_files_are_refused(tmp_path: Path) -> None:
         ("latin", "no UTF-8 at byte 9"),
     ):
         with pytest.raises(UserError, match=expected):
-            read_job(tmp_path / name, (), COMMANDS, {}, "")
+            read_job_file(tmp_path / name, (), COMMANDS, {}, "")
 
 
 def test_the_history_may_lie_at_home(tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ FILES = st.one_of(
 def is_read_or_refused(text: str, path: Path) -> None:
     path.write_bytes(text.encode(errors="surrogatepass"))
     try:
-        job = read_job(path, (), COMMANDS, {"HOME": "/root"}, "2026-02-03")
+        job = read_job_file(path, (), COMMANDS, {"HOME": "/root"}, "2026-02-03")
     except UserError as err:
         assert len(str(err).splitlines()) == 1  # noqa: PT017
     else:
@@ -437,7 +437,7 @@ def test_ten_thousand_files_are_jobs_or_refused_in_one_line(
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda p: p.name)
 def test_the_example_jobs_are_valid(path: Path) -> None:
     assert VALID.is_valid(read_yaml(path.read_text()))
-    assert read_job(path, (), COMMANDS, {"PHOTOS": "/photos"}, "2026-02-03").name == path.stem
+    assert read_job_file(path, (), COMMANDS, {"PHOTOS": "/photos"}, "2026-02-03").name == path.stem
 
 
 def test_the_schema_is_one_and_is_what_the_command_prints() -> None:

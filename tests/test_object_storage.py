@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.lease import is_gone, me
+from datasets.lease import is_gone, this_process
 from datasets.manifest import encode_manifest, read_manifest
 from datasets.versions import POINTERS
 from tests.object_storage import KEY, SECRET, Faulty, Server, moto, rclone
@@ -444,7 +444,7 @@ def test_a_bucket_that_does_not_exist_is_no_place_for_an_output(server: Server) 
 
 
 def test_a_holder_is_gone_where_its_process_would_be_seen(tmp_path: Path) -> None:
-    holder = me()
+    holder = this_process()
     assert not is_gone(holder)
     ended = {**holder, "started": "1"}
     assert is_gone(ended)
