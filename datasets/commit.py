@@ -141,8 +141,8 @@ def lock_file(out: Path) -> Path:
 
 @contextmanager
 def hold(out: Path, wait: bool = False) -> Iterator[Callable[[], None]]:
-    """Holds `out` for this process until the block ends or the process dies. Gives what raises
-    OutputBusy if that has been lost: a lease in object storage ends by itself.
+    """Yields a function that raises OutputBusy if the lease was lost. Holds `out` for this process
+    until the block ends or the process dies; only a lease in object storage can be lost before.
 
     wait: Until no other process holds it, instead of giving up.
     Raises: OutputBusy if another process holds it; EnvironmentFailed if its parent folder cannot

@@ -161,6 +161,11 @@ def not_read(err: OSError) -> str:
 
 
 def cropped_size(box: list[int], height: int, width: int) -> tuple[int, int]:
+    """Height and width in pixels of the part of an image that lies in its box.
+
+    box: Left, top, width and height in pixels; it may reach beyond the image.
+    Raises: ImageError if nothing of the image lies in it.
+    """
     left, top, box_width, box_height = box
     cropped = (
         min(height, top + box_height) - max(0, top),

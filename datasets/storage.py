@@ -45,7 +45,7 @@ def place(text: str | Path) -> Path:
         )
     refuse_credentials(str(text))
     if not match["bucket"]:
-        raise UserError(f"{text}: names no bucket; expected such as {scheme}://bucket/photos")
+        raise UserError(f"{text}: has no bucket; expected something like {scheme}://bucket/photos")
     try:
         import_module(SCHEMES[scheme])
     except ImportError as err:
@@ -98,7 +98,7 @@ def file_system(path: Path) -> Any:
 
 
 def key(path: Path) -> str:
-    """How the storage itself calls it: bucket and key, without the scheme."""
+    """Bucket and key, without the scheme."""
     return path.path.rstrip("/")  # type: ignore[attr-defined]
 
 
@@ -113,7 +113,7 @@ def kind(path: Path) -> str:
 
 
 def create(path: Path, data: bytes) -> bool:
-    """Puts an object where there is none yet; whether it is this one that stands there now.
+    """Creates the object if absent; returns whether it now holds `data`.
 
     It is the only operation on which two runs can meet, and needs a storage that heeds conditions
     (`If-None-Match`): S3, Google's and Azure's do.

@@ -282,6 +282,8 @@ def read_copy(
 
 
 def to_rows(batch: list[Stored], schema: Schema) -> Rows:
+    """The rows of records of one copy, at least one; images are (n, H, W, C) uint8, a read-only
+    view, where the schema stores them raw, else n encoded files."""
     images: Any = [record.one("image") for record in batch]
     if schema.encoding == "raw":
         images = np.frombuffer(b"".join(images), np.uint8).reshape(-1, *schema.fixed_shape())

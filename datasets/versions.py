@@ -150,6 +150,12 @@ def prune(out: Path, keep: int) -> Iterator[tuple[str, bool]]:
 
 
 def prune_objects(out: Path, keep: int) -> Iterator[tuple[str, bool]]:
+    """(version, whether it was removed) of those in object storage but the last `keep` ones, and
+    of those that no pointer has ever named, if they were removed. One that was replaced less than
+    `STAYS_S` ago stays.
+
+    Raises: EnvironmentFailed if the storage does not answer.
+    """
     numbers = pointer_numbers(out)
     known = {number: read_pointer(out, number) for number in numbers}
     kept = set(list(dict.fromkeys(reversed(known.values())))[:keep])

@@ -75,6 +75,10 @@ def check(folder: Path, deep: bool, dataset: str | None, data_dir: Path) -> str:
 
 
 def check_version(folder: Path, deep: bool, dataset: str | None, data_dir: Path) -> str:
+    """`check` of one output: a line for a clean one.
+
+    Raises: Damaged that names its first 20 damaged files; with `deep` also as `check_deep` does.
+    """
     manifest = read_manifest(folder)
     found = list(damages(folder, manifest))
     if found:
@@ -159,6 +163,10 @@ def chosen_rows(folder: Path, manifest: Manifest) -> set[tuple[str, int]]:
 
 
 def check_images(name: str, rows: Rows, schema: Schema) -> None:
+    """Decodes the images of some rows of the shard of that name.
+
+    Raises: Damaged for the first that does not decode, or to another height or width than all have.
+    """
     if schema.encoding in ("raw", "float32"):
         return  # its length was checked when the row was read
     for sample_id, data in zip(rows.ids, rows.images, strict=True):

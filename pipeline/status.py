@@ -100,6 +100,10 @@ def names_in(folder: Path) -> list[str]:
 
 
 def status_of(folder: Path, name: str) -> Status | None:
+    """The last run of the job of that name, whose history is in the folder; None without any run.
+
+    A run that was killed gets its record, where one can be written.
+    """
     history, is_running = History(folder, name), False
     records = read_lines(history.lines)
     if begun := history.started():

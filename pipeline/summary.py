@@ -44,6 +44,13 @@ def summarize(
     seconds: dict[str, float],
     was_done: bool,
 ) -> Summary:
+    """The summary of a run from the records of all its shards.
+
+    Args:
+      reused: Names of the shards that an earlier, unfinished run had written.
+      seconds: What each stage took, by name.
+      was_done: Whether the output stood there before, so that nothing was written.
+    """
     return Summary(
         out=plan.folder,
         rows=sum(r.rows for r in shards),

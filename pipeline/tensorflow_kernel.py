@@ -53,20 +53,23 @@ def parameters(
     return out
 
 
-# As in `pipeline.geometry`: (B,) float32 parameters -> (B, 3, 3) float64, output to input pixels.
+# The matrices of `pipeline.geometry`, from output to input pixels.
 
 
 def stack(rows: list[list[Tensor]]) -> Tensor:
+    """Three rows of three (B,) float64 -> (B, 3, 3) float64."""
     return tf.stack([tf.stack(row, axis=-1) for row in rows], axis=-2)
 
 
 def shift(params: tuple[Tensor, ...], height: int, width: int) -> Tensor:
+    """x and y in pixels, each (B,) float32 -> (B, 3, 3) float64: to the right and downwards."""
     x, y = (tf.cast(p, tf.float64) for p in params)
     zero, one = tf.zeros_like(x), tf.ones_like(x)
     return stack([[one, zero, -x], [zero, one, -y], [zero, zero, one]])
 
 
 def rotate(params: tuple[Tensor, ...], height: int, width: int) -> Tensor:
+    """Degrees, (B,) float32 -> (B, 3, 3) float64: about the centre, counter-clockwise."""
     angle = tf.cast(params[0], tf.float64) * (math.pi / 180)
     cos, sin = tf.cos(angle), tf.sin(angle)
     cx, cy = (width - 1) / 2, (height - 1) / 2
@@ -81,6 +84,7 @@ def rotate(params: tuple[Tensor, ...], height: int, width: int) -> Tensor:
 
 
 def flip(params: tuple[Tensor, ...], height: int, width: int) -> Tensor:
+    """0 or 1 for left to right and for top to bottom, each (B,) float32 -> (B, 3, 3) float64."""
     x, y = (tf.cast(p, tf.float64) for p in params)
     zero, one = tf.zeros_like(x), tf.ones_like(x)
     return stack(

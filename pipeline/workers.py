@@ -331,8 +331,8 @@ def refuse_set_back(whose: str, before_s: float, now_s: float, scheduler: str | 
     if (back_s := before_s - now_s) > SAY_EVERY_S:
         first = "start scheduler and workers again, and then " if scheduler else ""
         raise EnvironmentFailed(
-            f"{whose} was set back by {back_s:,.0f} s, and as long Dask may hold a message; {first}"
-            "run the same command again, finished shards are kept"
+            f"{whose} was set back by {back_s:,.0f} s; Dask may delay messages for that long; "
+            f"{first}run the same command again, finished shards are kept"
         )
 
 

@@ -52,7 +52,10 @@ def refused(code: int, *arguments: object) -> str:
         (("--image-size", "12000"), "expected at most 100,000,000 pixels"),
         (("--format", "tfrecord", "--compression", "zstd"), "reads no compressed TFRecord"),
         (("--dataset", ""), "expected a name or a path, got nothing"),
-        (("--dataset", "s3://"), "s3://: names no bucket; expected such as s3://bucket/photos"),
+        (
+            ("--dataset", "s3://"),
+            "s3://: has no bucket; expected something like s3://bucket/photos",
+        ),
         (("--quality", 80), "the images are stored as raw"),
         (("--policy", "albumentations.RandomScale(p=0.0005)"), "cannot be part of a policy"),
     ],
@@ -70,7 +73,7 @@ def test_an_output_without_a_bucket_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for command in (("augment", "--out", url), ("verify", url), ("clean", url)):
-        assert f"{url}: names no bucket; expected such as" in refused(2, *command)
+        assert f"{url}: has no bucket; expected something like" in refused(2, *command)
     assert list(tmp_path.iterdir()) == []
 
 
