@@ -62,7 +62,7 @@ network.save(out / "model.keras")
 def test_training_on_features_is_training_through_the_frozen_backbone(
     per_epoch: str, photos: Path, weights: Path, tmp_path: Path
 ) -> None:
-    shards = tmp_path / "shards"
+    shards = tmp_path / "My-Shards"  # not a name as jobs have it
     augment = ("augment", "--dataset", photos, "--image-size", SIDE, "--encoding", "raw")
     run(*augment, "--copies", 2, "--workers", 0, "--out", shards)
     job = ("train", "--offline", shards, "--per-epoch", per_epoch, "--model", "mobilenet", *THREADS)

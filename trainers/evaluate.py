@@ -207,7 +207,7 @@ def members(path: Path) -> list[Path]:
         raise UserError(f"{path / ENSEMBLE}: is damaged; name the members instead") from err
 
 
-def run_folder(path: Path) -> Path:
+def folder_around(path: Path) -> Path:
     """The folder of the run whose model that file is; any other path is itself."""
     return path.parent if path.name in (MODEL, MODEL_H5) and path.is_file() else path
 
@@ -217,7 +217,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises: UserError if it is damaged.
     """
-    path = run_folder(path)
+    path = folder_around(path)
     if not (path / CONFIG).is_file():
         return {"run": {}, "origin": {}}
     try:
@@ -338,7 +338,7 @@ def held_out(path: Path, known: dict[str, Any]) -> list[str] | None:
 
     Raises: UserError if its predictions cannot be read.
     """
-    path = run_folder(path)
+    path = folder_around(path)
     try:
         split = json.loads((path / RESULT).read_text())["split"]
     except (OSError, ValueError, LookupError, TypeError):

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from datasets import parquet
+from datasets.catalog import data_name
 from datasets.commit import commit, hold, is_empty, is_sealed, partial_folder, read_records
 from datasets.errors import Damaged, OutputError
 from datasets.manifest import Record, read_manifest
@@ -71,7 +72,7 @@ def feature_job(config: TrainConfig, source: Images, model: Any) -> Job:
     n_copies = source.n_copies if transfer.copies is None else transfer.copies
     data = config.data.offline or config.data.augment.dataset
     return Job(
-        dataset=Path(str(data)).expanduser().resolve().name,
+        dataset=data_name(str(data)),
         source=source.content,
         splits={SPLIT: {"blocks": source.n_blocks, "copies": n_copies}},
         policy=str(source.policy),
