@@ -41,8 +41,11 @@ REGULARIZERS: dict[str, dict[str, Any]] = {
     "activity L1": {"activity_l1": 0.0},
     "batch normalization": {"batch_norm": False},
 }
-# What a training says of its data, which is the same in all of them.
-OF_DATA = ("ignored", "empty_classes", "untrained_classes", "unused", "quarantined")
+# What a training says before it starts, which is the same of all of them.
+BEFORE = {
+    *("ignored", "empty_classes", "untrained_classes", "unused", "quarantined"),
+    *("few_steps", "chosen_by_validation"),
+}
 # Within a process, whose random generators trainings would share: a worker may have many threads.
 ONE_AT_A_TIME = threading.Lock()
 
@@ -58,13 +61,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Noted(Report):
-    """Tells nobody, and keeps what is said of the data: (text, fields)."""
+    """Tells nobody, and keeps what is said before a training starts: (text, fields)."""
 
     quiet: bool = True
     notes: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def say(self, text: str, **fields: Any) -> None:
-        if fields.get("event") in OF_DATA:
+        if fields.get("event") in BEFORE:
             self.notes.append((text, fields))
 
 
@@ -116,7 +119,7 @@ def ablate(
             f"--offline {config.data.offline}: shards have one policy; give the --dataset that "
             "they were made from"
         )
-    config = anywhere(config)
+    config = made_portable(config)
     for option, seed, bits in (
         ("--seed", config.seed, 32),
         ("--augment-seed", config.data.augment.seed, 64),
@@ -165,10 +168,10 @@ def ablate(
                 seed=trial.seed,
                 accuracy=result and accuracy_of(result),
             )
-        return finish(config, n_seeds, results)
+        return write_ablation(config, n_seeds, results)
 
 
-def anywhere(config: TrainConfig) -> TrainConfig:
+def made_portable(config: TrainConfig) -> TrainConfig:
     """The same for a worker in another folder: absolute paths, and the policy itself."""
     augment, model = config.data.augment, config.model
     policy = str(policy_of(augment))
@@ -195,8 +198,8 @@ def has_gpu(n_threads: int) -> bool:
 def train_trial(
     trial: Trial,
 ) -> tuple[Trial, dict[str, Any] | None, list[tuple[str, dict[str, Any]]]]:
-    """The trial, its result and what was said of its data, in this process or a worker's. The
-    result is None if the training diverged."""
+    """The trial, its result and what was said before, in this process or a worker's. The result is
+    None if the training diverged."""
     report = Noted()
     try:
         with ONE_AT_A_TIME:
@@ -209,7 +212,7 @@ def accuracy_of(result: dict[str, Any]) -> float:
     return float(result[f"{result['split']}_accuracy"])
 
 
-def finish(
+def write_ablation(
     config: TrainConfig, n_seeds: int, results: dict[tuple[str, int], dict[str, Any] | None]
 ) -> str:
     """Writes figures and the picture; the table. With nothing left out all have a result."""

@@ -23,7 +23,7 @@ from pipeline.plan import refuse_nesting
 from pipeline.preview import Tile
 from pipeline.report import Report
 from trainers import joint_pictures
-from trainers.comparison import figures, told
+from trainers.comparison import figures, format_tables
 from trainers.evaluate import EvaluateConfig, data_of, is_part_of_train, positions_of
 from trainers.results import Run, read_run
 
@@ -67,7 +67,7 @@ def compare(paths: Sequence[Path], out: Path, report: Report) -> str:
         raise EnvironmentFailed(
             f"{err.filename or out}: {err.strerror or err}; fix that, then try again"
         ) from err
-    lines = [told(found), "", f"{readable(str(out))}: {', '.join([FIGURES, *files])}"]
+    lines = [format_tables(found), "", f"{readable(str(out))}: {', '.join([FIGURES, *files])}"]
     return "\n".join(lines + ([found["left_out"]] if found["left_out"] else []))
 
 

@@ -117,7 +117,7 @@ def aligned(rows: Sequence[Sequence[str]], to_right: range) -> str:
     )
 
 
-def told(found: dict[str, Any]) -> str:
+def format_tables(found: dict[str, Any]) -> str:
     """The figures as tables: runs, options that differ, pairs."""
     runs = [["", "run", "accuracy", "95 % interval", "loss", *COST]]
     for i, run in enumerate(found["runs"], 1):

@@ -92,7 +92,7 @@ def crossval(config: TrainConfig, n_folds: int, report: Report) -> str:
             one = replace(config, out=out / f"fold-{fold}")
             with training_folder(one):
                 results.append(train_part(one, part, report))
-        return finish(config, source, folds, results)
+        return write_crossval(config, source, folds, results)
 
 
 def list_folds(source: Images, folds: np.ndarray) -> bytes:
@@ -105,12 +105,12 @@ def list_folds(source: Images, folds: np.ndarray) -> bytes:
     return file.getvalue().encode()
 
 
-def finish(
+def write_crossval(
     config: TrainConfig, source: Images, folds: np.ndarray, results: list[dict[str, Any]]
 ) -> str:
     """Writes figures and pictures of all folds together; a table of them."""
     out, n_folds = config.out, len(results)
-    positions, found = together(out, source, folds, n_folds)
+    positions, found = pool_predictions(out, source, folds, n_folds)
     # Samples that test to those that are trained on, which those that validate are not.
     overlap = 1 / ((n_folds - 1) * (1 - config.data.val_fraction))
     accuracy = spread([result["test_accuracy"] for result in results], overlap, is_share=True)
@@ -130,7 +130,7 @@ def finish(
     return table(out, results, accuracy, loss)
 
 
-def together(
+def pool_predictions(
     out: Path, source: Images, folds: np.ndarray, n_folds: int
 ) -> tuple[np.ndarray, Evaluation]:
     """What was guessed for every sample, by the network of the fold that it is in."""

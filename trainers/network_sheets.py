@@ -138,7 +138,7 @@ def colours(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def checked(values: np.ndarray, name: str) -> np.ndarray:
-    """The same. Raises: UserError if some are no numbers."""
+    """`values`, unchanged. Raises: UserError if some are not finite."""
     if not np.isfinite(values).all():
         raise UserError(
             f"{name}: has values that are not finite; expected numbers: train the model again, "

@@ -90,7 +90,7 @@ def environment(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def finish(
+def write_run(
     config: TrainConfig, data: Data, model: Any, history: History, features_seconds: float
 ) -> dict[str, Any]:
     """Writes everything; gives what is in `result.json`.
@@ -114,32 +114,26 @@ def finish(
         model.save(out / f".partial.{name}")
         (out / f".partial.{name}").rename(out / name)
     pictures.curves(epochs, out / "curves.png")
-    draw(found, data, out)
+    draw_guesses(found, source, shown, out)
     run_report(out, result, found, data.classes, epochs)
     write_atomically(out / RESULT, as_utf8(canonical_json(result)))
     return result
 
 
-def draw(found: Evaluation, data: Data, out: Path) -> None:
-    """What was guessed, and the pictures of it."""
-    draw_guesses(found, *(data.test or data.validation), out)
-
-
 def draw_guesses(found: Evaluation, source: Images, shown: np.ndarray, out: Path) -> None:
-    """What was guessed of the samples at these positions, and the pictures of it."""
+    """Writes predictions.parquet, confusion.png and mistakes.png of the samples at `shown`."""
     save_predictions(out / PREDICTIONS, source, shown, found)
     pictures.confusion(found, source.classes, out / "confusion.png")
     preview.draw(pictures.mistakes(found, source, shown), out / "mistakes.png")
 
 
-def finish_ensemble(
-    out: Path, data: Data, models: list[Any], members: list[Path]
-) -> dict[str, Any]:
-    """The same of several models, whose probabilities are averaged."""
+def write_ensemble(out: Path, data: Data, models: list[Any], members: list[Path]) -> dict[str, Any]:
+    """Writes figures and pictures of several models, whose probabilities are averaged; gives what
+    is in `result.json`."""
     source, shown = data.test or data.validation
     found = evaluate([predictor(model, data.shape) for model in models], source, shown)
     result = figures(found, data.evaluated) | {"members": [member.name for member in members]}
-    draw(found, data, out)
+    draw_guesses(found, source, shown, out)
     ensemble_report(out, result, found, data.classes, members)
     write_atomically(out / RESULT, as_utf8(canonical_json(result)))
     return result

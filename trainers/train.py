@@ -39,7 +39,7 @@ from trainers.evaluate import CONFIG, ENSEMBLE, load_model
 from trainers.features import as_features
 from trainers.fit import STATE, restored, run_epochs
 from trainers.models import build
-from trainers.results import TensorBoard, finish, finish_ensemble, is_whole, read_result
+from trainers.results import TensorBoard, is_whole, read_result, write_ensemble, write_run
 from trainers.state import History
 
 FEW_STEPS = 100  # on 320 photos the loss of 24 steps went up
@@ -115,7 +115,7 @@ def train_beside(config: TrainConfig, data: Data, report: Report) -> dict[str, A
     (partial / out.name).rename(out)
     for path in partial_folders(out):  # those of other nights too, that nobody would go on with
         shutil.rmtree(path)
-    report.say(f"{out}: is that run now, in place of the one before", event="replaced")
+    report.say(f"{out}: replaced the earlier run", event="replaced")
     return result
 
 
@@ -184,7 +184,7 @@ def train_ensemble(config: TrainConfig, n_members: int, report: Report) -> dict[
         part = replace(config, out=member, seed=seed)
         with training_folder(part):
             train_part(part, data.ordered_by(seed), report)
-    result = finish_ensemble(out, data, [load_model(member) for member in members], members)
+    result = write_ensemble(out, data, [load_model(member) for member in members], members)
     tell(out, result, f"{n_members} members", report)
     return result
 
@@ -323,7 +323,7 @@ def train_one(
                 event="epoch",
                 **epoch,
             )
-    result = finish(config, data, model, history, features_seconds)
+    result = write_run(config, data, model, history, features_seconds)
     took = duration(time.monotonic() - started)
     tell(final or config.out, result, f"{counted(len(history.epochs), 'epoch')}, {took}", report)
     return result

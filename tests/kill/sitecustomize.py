@@ -73,5 +73,5 @@ def watch(event: str, arguments: tuple) -> None:
 
 if "KILL_STEP" in os.environ:
     wanted, pattern, *more = STEPS[os.environ["KILL_STEP"]]
-    wait = more or [1]  # the how manieth time it is reached
+    wait = more or [1]  # how often it is to be reached
     sys.addaudithook(watch)
