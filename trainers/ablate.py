@@ -44,7 +44,7 @@ REGULARIZERS: dict[str, dict[str, Any]] = {
 # What a training says before it starts, which is the same of all of them.
 BEFORE = {
     *("ignored", "empty_classes", "untrained_classes", "unused", "quarantined"),
-    *("few_steps", "chosen_by_validation"),
+    *("few_steps", "chosen_by_validation", "copies"),
 }
 # Within a process, whose random generators trainings would share: a worker may have many threads.
 ONE_AT_A_TIME = threading.Lock()

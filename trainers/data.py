@@ -160,6 +160,10 @@ def in_blocks(source: Images, positions: np.ndarray) -> np.ndarray:
 def open_online(
     config: DataConfig, report: Report, with_test: bool
 ) -> tuple[Images, Images | None]:
+    """The images of the data set's train, augmented as they are read, and those of its test.
+
+    Raises: UserError, as `open_split` does, and where there is no train.
+    """
     augment = config.augment
     if config.engine == "tensorflow":
         refuse_library_ops(policy_of(augment))
@@ -189,6 +193,11 @@ def tell_unused(splits: Iterable[str], with_test: bool, report: Report) -> None:
 def open_shards(
     config: DataConfig, report: Report, with_test: bool
 ) -> tuple[Images, Images | None]:
+    """The same from an output, or its latest version, which is held open.
+
+    Raises: UserError for another policy than it was written with, for features, and where copies
+      or originals are missing.
+    """
     with reading(config.offline or Path()) as folder:
         return open_version_of_shards(config, folder, report, with_test)
 

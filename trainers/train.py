@@ -249,6 +249,7 @@ def done_before(config: TrainConfig, data: Data, report: Report) -> dict[str, An
 
 
 def tell(out: Path, result: dict[str, Any], how: str, report: Report) -> None:
+    """Says what a finished run is worth."""
     split = result["split"]
     accuracy, loss = result[f"{split}_accuracy"], result[f"{split}_loss"]
     report.say(
@@ -375,6 +376,7 @@ def stored_run(config: TrainConfig) -> dict[str, Any]:
 
 
 def refuse_another_run(config: TrainConfig, before: dict[str, Any], known: dict[str, Any]) -> None:
+    """Raises: OutputError, with what differs, if the run there cannot go on as the one wanted."""
     changed, out = differences(before, known), config.out
     exact = [{k: v for k, v in run.items() if k not in ARITHMETIC} for run in (before, known)]
     if differences(*exact):

@@ -73,5 +73,5 @@ def watch(event: str, arguments: tuple) -> None:
 
 if "KILL_STEP" in os.environ:
     wanted, pattern, *more = STEPS[os.environ["KILL_STEP"]]
-    wait = more or [1]  # how often it is to be reached
+    wait = more or [1]  # which time it is reached, from 1
     sys.addaudithook(watch)
