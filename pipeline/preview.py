@@ -1,4 +1,4 @@
-"""Contact sheets: a row a sample, a column a copy, with the parameters under each image."""
+"""Contact sheets: one row per sample, one column per copy, with the parameters below."""
 
 from __future__ import annotations
 

@@ -73,6 +73,8 @@ class Signals:
 
 @contextmanager
 def noted_signals() -> Iterator[Signals]:
+    """Yields the signals that this process gets within the block, which ends at none of them; the
+    handlers of before are put back behind it."""
     ours, pythons = socket.socketpair()
     with ours, pythons:
         ours.setblocking(False)
@@ -103,6 +105,7 @@ class End:
 
 
 def end_of(signals: Signals, end_at: float) -> End | None:
+    """Why the job is to end now: a signal has come, or `time.monotonic()` is past `end_at`."""
     if signals.received:
         return End("stopped", 128 + signals.received, signals.received)
     if time.monotonic() >= end_at:
