@@ -299,7 +299,9 @@ def catalogue() -> str:
     """Presets, ops with their defaults and what they do, and where library ops are named."""
     lines = ["presets"]
     lines += [f"  {name:9} {text}" for name, text in PRESETS.items()]
-    lines.append("ops (shift, rotate and flip become one warp, in the order written; brightness follows)")
+    lines.append(
+        "ops (shift, rotate and flip become one warp, in the order written; brightness follows)"
+    )
     for op in OPS.values():
         summary = " ".join((op.__doc__ or "").split())
         lines += [f"  {signature(op)}", f"      {summary}"]
