@@ -27,7 +27,7 @@ def print_contents(folder: Path) -> None:
     console = Console(markup=False, emoji=False)  # names are shown as they are
     job = Table("job", Column(overflow="fold"), title=printable(str(found)), title_justify="left")
     for name, value in manifest.job.items():
-        if name not in ("splits", "source"):
+        if value is not None and name not in ("splits", "source"):
             job.add_row(name, str(value))
     job.add_row("source", manifest.job["source"][:16])
     job.add_row("job hash", manifest.job_sha256[:16])

@@ -38,7 +38,7 @@ LEFT_PX, TOP_PX = 120, 56
 SHORT = {
     "shift_x_px": ("shift {:+.1f}", 0.0),
     "shift_y_px": (", {:+.1f}", 0.0),
-    "angle_deg": ("rotate {:+.0f}°", 0.0),
+    "angle_deg": ("rotate {:+z.0f}°", 0.0),
     "flipped": ("flip", 0.0),
     "flipped_vertically": ("flip v", 0.0),
     "brightness": ("bright {:.2f}", 1.0),

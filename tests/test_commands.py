@@ -253,6 +253,7 @@ def test_inspect_shows_the_job_and_counts_and_ranges_of_the_rows(output: Path) -
     assert said["policy"][0].startswith("shift(x=0.1,")
     assert (said["seed"], said["limit"], said["format"]) == (["0"], ["300"], ["parquet"])
     assert said["job hash"] == [manifest.job_sha256[:16]]
+    assert "quality" not in said  # of raw pixels
     test, train = table_of(output, "test"), table_of(output, "train")
     copies = [train.filter(pa.compute.equal(train["copy"], i)) for i in range(3)]
     assert all(copy["label"].value_counts() == copies[0]["label"].value_counts() for copy in copies)

@@ -137,6 +137,7 @@ def test_a_caption_says_what_was_done_and_leaves_out_what_was_not() -> None:
     assert caption(still, "[]") == "flip"
     steps = ['{"op": "albumentations.Blur"}', '{"op": "albumentations.Noise", "applied": false}']
     assert caption({"angle_deg_2": -3.0}, f"[{', '.join(steps)}]") == "rotate -3°  Blur"
+    assert caption({"angle_deg": -0.3}, None) == "rotate +0°"
     group = {"op": "albumentations.OneOf", "applied": True, "transforms": [json.loads(steps[0])]}
     assert caption({}, json.dumps([group])) == "Blur"
     assert caption({}, json.dumps([group | {"applied": False, "transforms": []}])) == ""
