@@ -11,13 +11,9 @@ from datasets import storage
 from datasets.commit import (
     RECORDS,
     RUN,
-    commit,
     hold,
-    is_empty,
-    is_sealed,
-    partial_folder,
     partial_folders,
-    replaced_folder,
+    restore,
 )
 from datasets.errors import OutputBusy, UserError
 from datasets.index import INDEX, indexes, stale_indexes
@@ -57,8 +53,11 @@ def clean(folder: Path) -> Iterator[str]:
         out = path.with_name(match["out"])
         try:
             with hold(out):
+                if done := restore(out):
+                    yield done
                 if path.is_dir():  # else an earlier line has dealt with it
-                    yield clean_one(path, out, partial_folder(out, match["job"]))
+                    shutil.rmtree(path)
+                    yield f"removed {path}"
         except OutputBusy as err:
             busy.append(str(err))
     # Last, since an index is of use or not by what stands in the output's place.
@@ -75,19 +74,6 @@ def clean(folder: Path) -> Iterator[str]:
             busy.append(str(err))
     if busy:
         raise OutputBusy("; ".join(dict.fromkeys(busy)))
-
-
-def clean_one(path: Path, out: Path, partial: Path) -> str:
-    """Deals with one unfinished folder of `out`; says what was done."""
-    replaced = replaced_folder(partial)
-    if replaced.exists() and is_empty(out):  # killed between the two renames of a commit
-        if is_sealed(partial):
-            commit(partial, out, overwrite=False)
-            return f"finished {out}"
-        replaced.rename(out)
-        return f"put back {out}"
-    shutil.rmtree(path)
-    return f"removed {path}"
 
 
 def clean_objects(folder: Path) -> Iterator[str]:

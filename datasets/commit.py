@@ -22,6 +22,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -280,7 +282,50 @@ def commit(partial: Path, out: Path, overwrite: bool) -> None:
     refuse_to_replace(out, overwrite)
     if not is_empty(out):
         tidy(partial)  # a crash after an earlier commit: what it holds was replaced
-        out.rename(replaced)
-    partial.rename(out)
+        with unstoppable():
+            out.rename(replaced)
+            try:
+                partial.rename(out)
+            except OSError:
+                replaced.rename(out)
+                raise
+    else:
+        partial.rename(out)
     sync_folder(out.parent)
     tidy(partial)
+
+
+@contextmanager
+def unstoppable() -> Iterator[None]:
+    """Signals that end a run wait for the end of the block. In the main thread, where Python sees
+    to them; a mask would not do, since they come to any thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    noted: list[int] = []
+    before = {
+        number: signal.signal(number, lambda n, _: noted.append(n))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for n in noted:
+            signal.raise_signal(n)
+
+
+def restore(out: Path) -> str | None:
+    """What was done where a commit was killed between its two renames and nothing stands at `out`:
+    the new output stands there if it is whole, else the old one. Who holds `out` may."""
+    for replaced in filter(is_replaced, partial_folders(out)):
+        if not is_empty(out):
+            break
+        partial = replaced.with_name(replaced.name.replace(".replaced-", ".partial-"))
+        if is_sealed(partial):
+            commit(partial, out, overwrite=False)
+            return f"finished {out}"
+        replaced.rename(out)
+        return f"put back {out}"
+    return None

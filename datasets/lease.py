@@ -60,8 +60,23 @@ def start_of(pid: int) -> str:
 
 def is_gone(holder: dict[str, Any]) -> bool:
     """Whether the holder was a process that could be seen from here and has ended since."""
-    is_seen = holder.get("space") == pid_space() != ""
-    return is_seen and start_of(holder["pid"]) != holder["started"]
+    if not holder.get("space") == pid_space() != "":
+        return False
+    started = start_of(holder["pid"])
+    return started != holder["started"] and not is_hidden(holder["pid"])
+
+
+def is_hidden(pid: int) -> bool:
+    """Whether a process is there that /proc does not show to this user."""
+    if Path(f"/proc/{pid}").exists():
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def lease_numbers(out: Path) -> list[int]:

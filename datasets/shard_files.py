@@ -9,7 +9,7 @@ from pathlib import Path
 from datasets import storage
 from datasets.errors import SourceError
 
-PART = r"(?P<part>\d{5}-of-\d{5})"
+PART = r"(?P<part>\d{5,}-of-\d{5,})"  # six digits from 100,000 shards on
 PARQUET = re.compile(rf"(?P<split>[a-z0-9_]+)-{PART}(-[0-9a-f]+)?\.parquet", re.I)
 EXAMPLE = "train-00000-of-00001.parquet"
 TFRECORD = re.compile(rf".+?-(?P<split>[a-z0-9_]+)\.tfrecord-{PART}", re.I)
@@ -24,7 +24,7 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
         for pattern in (PARQUET, TFRECORD):
             found: dict[str, dict[Path, str]] = {}
             paths = folder.iterdir() if storage.kind(folder) == "directory" else ()
-            for path in sorted(paths, key=str):
+            for path in sorted(paths, key=lambda path: (len(path.name), path.name)):
                 match = pattern.fullmatch(path.name)
                 if match and storage.kind(path) == "file":
                     found.setdefault(match["split"].lower(), {})[path] = match["part"]
@@ -37,7 +37,7 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
 
 def check_whole(folder: Path, split: str, parts: list[str]) -> None:
     """Raises: SourceError unless the parts are `00000-of-00008` to `00007-of-00008`, each once."""
-    n = max(int(part[-5:]) for part in parts)
+    n = max(int(part.rpartition("-")[2]) for part in parts)
     found, whole = Counter(parts), Counter(f"{i:05d}-of-{n:05d}" for i in range(n))
     if missing := whole - found:
         raise SourceError(

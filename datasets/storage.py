@@ -149,7 +149,9 @@ def walk(folder: Path) -> Iterator[Path]:
     be nested deeper than `Path.rglob` can recurse."""
     waiting = [os.fspath(folder)]
     while waiting:
-        with suppress(PermissionError), os.scandir(waiting.pop()) as entries:
+        # What another run commits or removes meanwhile is gone.
+        gone = (PermissionError, FileNotFoundError, NotADirectoryError)
+        with suppress(*gone), os.scandir(waiting.pop()) as entries:
             for entry in entries:
                 yield Path(entry.path)
                 if entry.is_dir(follow_symlinks=False):

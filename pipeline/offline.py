@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -16,16 +17,26 @@ from datasets.commit import (
     commit,
     hold,
     is_empty,
+    is_replaced,
     is_sealed,
+    partial_folders,
     read_records,
     refuse_if_held,
     refuse_to_replace,
+    restore,
     tidy,
     unfinished_runs,
 )
-from datasets.errors import OutputError
+from datasets.errors import OutputError, UserError
 from datasets.index import index_path
-from datasets.manifest import VERSION, Manifest, read_manifest, refuse_missing_or_cut
+from datasets.manifest import (
+    VERSION,
+    Manifest,
+    Record,
+    damages,
+    read_manifest,
+    refuse_missing_or_cut,
+)
 from datasets.schema import canonical_json
 from datasets.versions import last_pointer, latest, refuse_others
 from pipeline.base import Base, has_sidecars, is_successor
@@ -61,6 +72,17 @@ if TYPE_CHECKING:
     from pipeline.carry import Made
 
 
+def is_intact_version(plan: Plan) -> bool:
+    """Whether the version that this job would publish stands on a disk, whole. It is not replaced:
+    somebody may read it, and what would be written is the same."""
+    if not plan.is_published or storage.is_object(plan.out):
+        return False
+    try:
+        return not any(damages(plan.folder, read_manifest(plan.folder)))
+    except UserError:
+        return False
+
+
 def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
     """The manifest if `out` holds this very job's output; None where it may be written.
 
@@ -73,7 +95,7 @@ def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
     if is_empty(out):
         return None
     refuse_to_replace(out, overwrite=True)
-    if overwrite:
+    if overwrite and not is_intact_version(plan):
         return None
     manifest = read_manifest(out)
     if manifest.job_sha256 == plan.job_sha256:
@@ -154,6 +176,9 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
     """
     out = output_folder(config)
     refuse_if_held(out)
+    if is_empty(out) and any(map(is_replaced, partial_folders(out))):
+        with hold(out):
+            restore(out)
     sweep()  # also where no worker is needed, since a killed run had all shards
     with ExitStack() as stack:
         clients: list[Future[Client]] = []
@@ -172,6 +197,11 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
         started = time.monotonic()
         plan = make_plan(config, report, begin)
         return write(config, plan, report, clients[0] if clients else None, started)
+
+
+def in_order(records: Iterable[Record]) -> list[Record]:
+    """By split and number, which has more digits from 100,000 shards on."""
+    return sorted(records, key=lambda record: (record.split, len(record.name), record.name))
 
 
 def write(
@@ -234,7 +264,7 @@ def write(
             )
         made, first = run_tasks(config, plan, tasks, client, report)
         worked = time.monotonic()
-        shards = sorted([*done.values(), *(m.record for m in made)], key=lambda r: r.name)
+        shards = in_order([*done.values(), *(m.record for m in made)])
         refuse_too_many_bad(
             [item for record in shards for item in record.quarantined],
             sum(len(part) for part in plan.samples.values()),

@@ -131,10 +131,10 @@ def scan_all(
     parts = Parts(source, samples, left, files if far else None)
     for number, found, stamps in run(read_part, parts, n_workers, scheduler, coming, seen, say):
         split, where = left[number]
-        same = np.ones(len(where), bool)
+        same = np.array([bool(digest) for digest in found.digests])  # perhaps only there unreadable
         if stamps is not None:
             here = [scans[split].stamps[i] for i in where.tolist()]
-            same[:] = [a is not None and a == b for a, b in zip(here, stamps, strict=True)]
+            same &= [a is not None and a == b for a, b in zip(here, stamps, strict=True)]
         scans[split].put(where[same], found.take(np.flatnonzero(same)))
         advance(int(same.sum()))
         if not same.all():

@@ -16,6 +16,9 @@ from datasets import tfrecord
 from datasets.errors import SourceError
 from datasets.fingerprint import scan
 from datasets.images import encode
+from datasets.manifest import Record
+from datasets.shard_files import PARQUET, TFRECORD
+from pipeline.offline import in_order
 from tests.test_shard_sources import opened
 
 IMAGES = np.random.default_rng(5).integers(0, 256, (6, 7, 9, 3), np.uint8)
@@ -164,6 +167,14 @@ def test_each_shard_of_a_split_must_be_there_once(
         write_parquet(tmp_path / f"{name}.parquet", {"image": FILES, "label": [0] * 6})
     with pytest.raises(SourceError, match=f"{tmp_path}: .*{expected}"):
         opened(tmp_path)
+
+
+def test_shards_of_six_digits_come_in_the_order_of_their_numbers() -> None:
+    names = [f"train-{i:05d}-of-131072.parquet" for i in (10_000, 10_001, 99_999, 100_000)]
+    assert all(PARQUET.fullmatch(name) for name in names)
+    assert TFRECORD.fullmatch("digits-train.tfrecord-00005-of-131072")
+    records = [Record(name, "train", 1, 1, "", 0, {}, []) for name in names]
+    assert [record.name for record in in_order(records[::-1])] == names
 
 
 def test_a_missing_tfrecord_shard_is_noticed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ and nothing is read or written outside."""
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from datasets.listing import ListFile
 from datasets.shard_files import find_shards
 from datasets.shards import Shards
 from datasets.source import Listing
+from datasets.storage import walk
 from tests.running import run, write_photos
 from tests.test_folders import PNG, classes_of, write_files
 
@@ -107,6 +109,18 @@ def nested(tmp_path: Path) -> Iterator[Path]:
 def test_folders_may_be_nested_by_the_thousand(nested: Path) -> None:
     assert set(classes_of(Folder(nested).listing())) == {"cat/a.png", f"cat/{'d/' * 1200}b.png"}
     assert list(clean(nested)) == []
+
+
+def test_what_is_removed_while_a_folder_is_walked_is_passed_over(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name / "below").mkdir(parents=True)
+    found = []
+    for path in walk(tmp_path):
+        found.append(path.name)
+        if len(found) == 3:
+            shutil.rmtree(tmp_path / "b")
+    assert {"a", "b", "c"} <= set(found)
+    assert found.count("below") == 2
 
 
 def test_names_that_look_alike_stay_apart(tmp_path: Path) -> None:

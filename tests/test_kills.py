@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from datasets.commit import unstoppable
 from tests.running import leftovers, run, run_killed, run_killed_after, tree_hash, write_photos
 
 JOB = ("augment", "--limit", "400", "--copies", "3", "--block-samples", "64")
@@ -96,6 +99,39 @@ def test_an_output_being_replaced_is_the_old_one_or_the_new_one(
     assert not out.exists() or tree_hash(out) in (old, undisturbed)
     resume(out, "--workers", 0, "--overwrite")
     assert tree_hash(out) == undisturbed
+
+
+def test_another_job_after_a_kill_between_the_renames_has_an_output_to_start_from(
+    tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    out = tmp_path / "out"
+    photos = write_photos(tmp_path / "photos", 40)
+    job = ("augment", "--dataset", photos, "--workers", 0, "--out", out, "--overwrite")
+    run(*job)
+    write_photos(photos, 44)
+    run_killed(*job, step="commit", victim="group", folder=tmp_path)
+    assert not out.exists()
+    write_photos(photos, 48)
+    assert "carried over" in run(*job).stderr
+    run(*job[:-3], "--out", tmp_path / "whole")
+    assert tree_hash(out) == tree_hash(tmp_path / "whole")
+    assert leftovers(out) == []
+
+
+def test_signals_wait_until_the_renames_are_done() -> None:
+    done = []
+
+    def stop(*_: object) -> None:
+        done.append("stopped")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with unstoppable():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("renamed")
+        assert done == ["renamed", "stopped"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(("step", "expected"), [("commit", "finished"), ("remove old", "removed")])

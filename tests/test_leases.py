@@ -17,7 +17,9 @@ from datasets.storage import place
 from tests.object_storage import Faulty, rclone
 from tests.running import run, wait_until
 
-ELSEWHERE = json.dumps({**lease.this_process(), "host": "another machine"}).encode()
+ELSEWHERE = json.dumps(
+    {**lease.this_process(), "host": "another machine", "space": "another machine's"}
+).encode()
 
 
 def write_lease(folder: Path, age_s: float) -> None:

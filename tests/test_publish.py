@@ -50,6 +50,15 @@ def test_data_have_one_name_whether_they_are_there_or_not(tmp_path: Path) -> Non
         assert data_name(dataset) == open_source(dataset, tmp_path).name == name
 
 
+def test_a_whole_version_is_not_replaced_under_its_readers(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(*JOB, "--out", out)
+    latest = (out / "latest").resolve()
+    before = {path.name: path.stat().st_ino for path in latest.iterdir()}
+    assert "nothing to do" in run(*JOB, "--out", out, "--overwrite").stderr
+    assert {path.name: path.stat().st_ino for path in latest.iterdir()} == before
+
+
 def test_a_job_of_before_becomes_the_latest_again_without_work(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for copies in (1, 2):
