@@ -469,7 +469,7 @@ def clean(
     for line in remove(folder):
         report.result(printable(line))
         n += 1
-    report.result(f"{n} unfinished under {folder}")
+    report.result(f"{folder}: {n} removed or put back" if n else f"{folder}: nothing to remove")
 
 
 STEPS = (augment, train, crossval, ablate, evaluate, compare, visualize, verify, preview, clean)

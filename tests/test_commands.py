@@ -193,10 +193,10 @@ def test_what_an_unfinished_run_left_is_named_and_cleaned(tmp_path: Path) -> Non
     mine = out.parent / ".out.partial-thoughts"  # hidden and alike in name, but none of ours
     mine.mkdir()
     before = tree_hash(out)
-    assert run("clean", out).stdout == f"removed {left}\n1 unfinished under {out}\n"
+    assert run("clean", out).stdout == f"removed {left}\n{out}: 1 removed or put back\n"
     assert leftovers(out) == [".out.partial-thoughts"]
     assert tree_hash(out) == before
-    assert run("clean", tmp_path).stdout == f"0 unfinished under {tmp_path}\n"
+    assert run("clean", tmp_path).stdout == f"{tmp_path}: nothing to remove\n"
     assert "aut: no such folder; expected an output" in run("clean", "aut", code=2).stderr
 
 

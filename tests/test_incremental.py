@@ -434,7 +434,7 @@ def test_a_run_of_another_job_that_came_to_no_end_goes_with_the_old_versions(
 def test_clean_removes_the_index_of_an_output_that_is_gone(edited: Photos) -> None:
     out = edited.folder.parent / "out"
     (index,) = out.parent.glob(".out.index-*")
-    assert run("clean", out).stdout == f"0 unfinished under {out}\n"
+    assert run("clean", out).stdout == f"{out}: nothing to remove\n"
     shutil.rmtree(out)
     assert f"removed {index}" in run("clean", out.parent).stdout
     assert not index.exists()

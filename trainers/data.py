@@ -187,7 +187,10 @@ def tell_unused(splits: Iterable[str], with_test: bool, report: Report) -> None:
     unused = sorted(set(splits) - {"train", *(["test"] if with_test else [])})
     if unused:
         names = ", ".join(unused)
-        report.say(f"not used: the split {names}; --val-fraction is of train", event="unused")
+        report.say(
+            f"not used: the split {names}; validation is held out of train (--val-fraction)",
+            event="unused",
+        )
 
 
 def open_shards(

@@ -32,7 +32,7 @@ from datasets.storage import write_atomically
 from pipeline.job import differences
 from pipeline.report import Report, counted, duration
 from pipeline.stream import import_tensorflow
-from trainers.backbones import split_at_features
+from trainers.backbones import NONE, split_at_features
 from trainers.config import ARITHMETIC, TrainConfig, identity, origin
 from trainers.data import Data, open_data
 from trainers.evaluate import CONFIG, ENSEMBLE, load_model
@@ -302,10 +302,12 @@ def train_one(
             history, optimizer = restored(config, learner, shown, config.out / STATE)
         n_copies = shown.train.source.n_copies
         n_steps = (config.epochs or 0) * shown.train.steps_per_epoch
-        if not config.model.transfer and n_steps < FEW_STEPS:
+        transfer = config.model.transfer
+        if (transfer is None or transfer.weights == NONE) and n_steps < FEW_STEPS:
             report.say(
-                f"few steps ({n_steps} in all) for a network that learns from nothing: give more "
-                "--epochs, or a --model that has learned from other photos, such as MobileNetV2",
+                f"few steps ({n_steps} in all) for a network that learns from nothing, which may "
+                "guess worse than by chance: give more --epochs or a smaller --batch-size, or for "
+                "photos a --model with weights, such as MobileNetV2",
                 event="few_steps",
             )
         if config.data.per_epoch == "one-copy" and (config.epochs or 0) > n_copies:
