@@ -288,7 +288,8 @@ def visualize(
     dataset: RunDataset = None,
     data_dir: RunDataDir = None,
     split: Annotated[
-        str | None, typer.Option(help="Split to take samples from.", show_default="test")
+        str | None,
+        typer.Option(help="Split to take samples from.", show_default="test; train without one"),
     ] = None,
     samples: Annotated[
         int | None,

@@ -73,9 +73,9 @@ def open_source(dataset: str, data_dir: Path) -> Source:
 
 
 def data_name(dataset: str) -> str:
-    """The name that `open_source` would give it, from the text alone: the data may be made later.
-
-    It is another one only for an official folder of CUB-200-2011 that is given by its path.
+    """The name that `open_source` would give it, without opening it: the data may be made later.
+    Links are followed, and a version is named by its output. It is another one only for an official
+    folder of CUB-200-2011 that is given by its path.
     """
     from datasets.folder import source_name
 

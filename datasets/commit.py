@@ -316,16 +316,21 @@ def unstoppable() -> Iterator[None]:
             signal.raise_signal(n)
 
 
+def moved_aside(out: Path) -> Path | None:
+    """The old output, where a commit was killed between its two renames and nothing stands at
+    `out`."""
+    return next(filter(is_replaced, partial_folders(out)), None) if is_empty(out) else None
+
+
 def restore(out: Path) -> str | None:
-    """What was done where a commit was killed between its two renames and nothing stands at `out`:
-    the new output stands there if it is whole, else the old one. Who holds `out` may."""
-    for replaced in filter(is_replaced, partial_folders(out)):
-        if not is_empty(out):
-            break
-        partial = replaced.with_name(replaced.name.replace(".replaced-", ".partial-"))
-        if is_sealed(partial):
-            commit(partial, out, overwrite=False)
-            return f"finished {out}"
-        replaced.rename(out)
-        return f"put back {out}"
-    return None
+    """Ends a commit that was killed between its two renames: the new output stands at `out` if it
+    is whole, else the old one. Who holds `out` may. What was done; None if nothing had to be."""
+    replaced = moved_aside(out)
+    if replaced is None:
+        return None
+    partial = replaced.with_name(replaced.name.replace(".replaced-", ".partial-"))
+    if is_sealed(partial):
+        commit(partial, out, overwrite=False)
+        return f"finished {out}"
+    replaced.rename(out)
+    return f"put back {out}"

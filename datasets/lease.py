@@ -60,10 +60,8 @@ def start_of(pid: int) -> str:
 
 def is_gone(holder: dict[str, Any]) -> bool:
     """Whether the holder was a process that could be seen from here and has ended since."""
-    if not holder.get("space") == pid_space() != "":
-        return False
-    started = start_of(holder["pid"])
-    return started != holder["started"] and not is_hidden(holder["pid"])
+    is_seen = holder.get("space") == pid_space() != "" and not is_hidden(holder["pid"])
+    return is_seen and start_of(holder["pid"]) != holder["started"]
 
 
 def is_hidden(pid: int) -> bool:

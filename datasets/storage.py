@@ -148,10 +148,10 @@ def walk(folder: Path) -> Iterator[Path]:
     """Everything below the folder that can be looked at. Links are not followed, and folders may
     be nested deeper than `Path.rglob` can recurse."""
     waiting = [os.fspath(folder)]
+    # Closed, or gone since another run commits or removes it meanwhile.
+    passed_over = (PermissionError, FileNotFoundError, NotADirectoryError)
     while waiting:
-        # What another run commits or removes meanwhile is gone.
-        gone = (PermissionError, FileNotFoundError, NotADirectoryError)
-        with suppress(*gone), os.scandir(waiting.pop()) as entries:
+        with suppress(*passed_over), os.scandir(waiting.pop()) as entries:
             for entry in entries:
                 yield Path(entry.path)
                 if entry.is_dir(follow_symlinks=False):

@@ -17,9 +17,8 @@ from datasets.commit import (
     commit,
     hold,
     is_empty,
-    is_replaced,
     is_sealed,
-    partial_folders,
+    moved_aside,
     read_records,
     refuse_if_held,
     refuse_to_replace,
@@ -176,7 +175,7 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
     """
     out = output_folder(config)
     refuse_if_held(out)
-    if is_empty(out) and any(map(is_replaced, partial_folders(out))):
+    if moved_aside(out):
         with hold(out):
             restore(out)
     sweep()  # also where no worker is needed, since a killed run had all shards

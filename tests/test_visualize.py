@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -454,6 +455,17 @@ def test_samples_are_the_first_by_hash_with_their_classes(tmp_path: Path, digits
     assert list(found.truths) == [listing.classes[test.labels[i]] for i in first]
     want = np.stack(list(source.read([test.refs[i] for i in first])))
     assert_array_equal(found.images.reshape(want.shape), want)
+
+
+def test_a_run_that_was_tested_on_a_part_of_train_shows_train(tmp_path: Path, digits: Path) -> None:
+    folder = shutil.copytree(digits, tmp_path / "run")
+    result = json.loads((folder / "result.json").read_text()) | {"split": "val"}
+    (folder / "result.json").write_text(json.dumps(result))
+    config = VisualizeConfig(folder, tmp_path, samples=3)
+    known = {"run": {"classes": list("0123456789")}, "origin": {"dataset": "digits"}}
+    found = choose_images(config, open_network(config), known, QUIET)
+    train = open_source("digits", tmp_path).listing().splits["train"]
+    assert list(found.names) == [Path(train.ids[i]).name for i in limited(train.ids, 3)]
 
 
 def test_layers_are_listed_with_what_they_give(tmp_path: Path, digits: Path) -> None:

@@ -152,7 +152,7 @@ def ablate(
             for text, fields in notes:
                 if text not in told:
                     report.say(text, **fields)
-            told.update(text for text, _ in notes)
+                    told.add(text)
             if result is None and trial.left_out == NOTHING:
                 raise Diverged(
                     f"{trial.config.out}: the training with nothing left out diverged; give a "
@@ -217,8 +217,7 @@ def write_ablation(
 ) -> str:
     """Writes figures and the picture; the table. With nothing left out all have a result."""
     seeds = [config.seed + i for i in range(n_seeds)]
-    nothing = [(seed, results[NOTHING, seed]) for seed in seeds]
-    wholes = {seed: one for seed, one in nothing if one is not None}
+    wholes = {seed: one for seed in seeds if (one := results[NOTHING, seed])}
     rows: list[dict[str, Any]] = []
     for name in list(variants(config))[1:]:
         without = [(seed, results[name, seed]) for seed in seeds]

@@ -333,16 +333,21 @@ def is_part_of_train(split: str, known: dict[str, Any]) -> bool:
     return split == "val" or bool(known["run"].get("fold"))
 
 
+def was_tested_on_train(path: Path, known: dict[str, Any]) -> bool:
+    """Whether a finished run was tested on a part of train; False of what is no such run."""
+    try:
+        split = json.loads((folder_around(path) / RESULT).read_text())["split"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return is_part_of_train(split, known)
+
+
 def held_out(path: Path, known: dict[str, Any]) -> list[str] | None:
     """The samples of train that a run was tested on; None of other runs, and of other files.
 
     Raises: UserError if its predictions cannot be read.
     """
     path = folder_around(path)
-    try:
-        split = json.loads((path / RESULT).read_text())["split"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    if not is_part_of_train(split, known):
+    if not was_tested_on_train(path, known):
         return None
     return read_predictions(path / PREDICTIONS, len(known["run"].get("classes", ()))).ids

@@ -104,7 +104,7 @@ def confused_pairs(counts: np.ndarray) -> list[Pair]:
 
 
 def draw_matrix(axes: Any, counts: np.ndarray, classes: tuple[str, ...], every: int) -> Any:
-    """The cells, in colours, and the name of every n-th class, as many as fit."""
+    """The cells, in colours, and the names of the classes, of `every` one."""
     from matplotlib import colormaps
 
     n, shares = len(counts), counts / np.maximum(1, counts.sum(1, keepdims=True))

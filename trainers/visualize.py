@@ -21,9 +21,9 @@ from trainers.evaluate import (
     ENSEMBLE,
     EvaluateConfig,
     data_of,
-    held_out,
     load_model,
     read_config,
+    was_tested_on_train,
 )
 from trainers.network_sheets import Shown, cam_sheet, kernel_sheet, map_sheet
 
@@ -184,7 +184,7 @@ def first_samples(
     config: VisualizeConfig, network: Network, known: dict[str, Any], report: Report
 ) -> Shown:
     """Those of the data set, as large as the network takes them."""
-    is_of_train = config.dataset is None and held_out(config.path, known) is not None
+    is_of_train = config.dataset is None and was_tested_on_train(config.path, known)
     asked = EvaluateConfig(
         paths=(config.path,),
         default_data_dir=config.default_data_dir,
