@@ -28,8 +28,9 @@ from trainers.config import TrainConfig, origin
 from trainers.evaluate import RESULT
 from trainers.fit import Diverged
 from trainers.intervals import in_percent, spread
+from trainers.run_folder import begin_whole
 from trainers.run_reports import ablation_report
-from trainers.train import begin_whole, train, training_folder
+from trainers.train import train, training_folder
 
 ABLATION, TABLE, PICTURE = "ablation.json", "ablation.csv", "ablation.png"
 NOTHING = "nothing"

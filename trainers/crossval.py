@@ -24,8 +24,9 @@ from trainers.evaluate import RESULT, Evaluation, evaluation
 from trainers.intervals import in_percent, spread
 from trainers.predictions import PREDICTIONS, read_predictions
 from trainers.results import draw_guesses
+from trainers.run_folder import begin_whole
 from trainers.run_reports import crossval_report
-from trainers.train import begin_whole, open_training, train_part, training_folder
+from trainers.train import open_training, train_part, training_folder
 
 CROSSVAL, FOLDS, PICTURE = "crossval.json", "folds.csv", "folds.png"
 

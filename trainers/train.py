@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from typing import Any
 
 from datasets.commit import (
     hold,
-    is_replaced,
     partial_folder,
     partial_folders,
     replaced_folder,
@@ -21,25 +19,31 @@ from datasets.commit import (
 from datasets.errors import (
     EnvironmentFailed,
     ImageError,
-    OutputError,
     SourceError,
     UserError,
     first_line,
 )
 from datasets.manifest import sha256_text
-from datasets.schema import as_utf8, canonical_json
-from datasets.storage import write_atomically
-from pipeline.job import differences
+from datasets.schema import canonical_json
 from pipeline.report import Report, counted, duration
 from pipeline.stream import import_tensorflow
 from trainers.backbones import NONE, split_at_features
-from trainers.config import ARITHMETIC, TrainConfig, identity, origin
+from trainers.config import TrainConfig, identity
 from trainers.data import Data, open_data
-from trainers.evaluate import CONFIG, ENSEMBLE, load_model
+from trainers.evaluate import ENSEMBLE, load_model
 from trainers.features import as_features
 from trainers.fit import STATE, restored, run_epochs
 from trainers.models import build
 from trainers.results import TensorBoard, is_whole, read_result, write_ensemble, write_run
+from trainers.run_folder import (
+    begin_whole,
+    is_done_elsewhere,
+    is_in_the_way,
+    prepare_run,
+    put_back,
+    refuse_another_whole,
+    refuse_foreign,
+)
 from trainers.state import History
 
 FEW_STEPS = 100  # on 320 photos the loss of 24 steps went up
@@ -71,36 +75,6 @@ def train(
         if is_done_elsewhere(config, data):
             return done_before(config, data, report)
         return train_one(config, data, report)
-
-
-def put_back(out: Path) -> None:
-    """Gives a run its place again that `train_beside` was killed replacing."""
-    for path in partial_folders(out):
-        if is_replaced(path) and not out.exists():
-            path.rename(out)
-
-
-def refuse_foreign(config: TrainConfig) -> None:
-    """Before data are read. Raises: OutputError if the folder holds something else than a run."""
-    out = config.out
-    if out.is_dir() and not all(path.name.startswith(".") for path in out.iterdir()):
-        stored_run(config)
-
-
-def is_in_the_way(config: TrainConfig, data: Data) -> bool:
-    """Whether a run lies in the folder that this one cannot go on with.
-
-    Raises: OutputError if it is something else, which nobody replaces.
-    """
-    make_folder(config.out)
-    if not any(config.out.iterdir()):
-        return False
-    before = stored_run(config)["run"]
-    try:
-        refuse_another_run(config, before, identity(config, data))
-    except OutputError:
-        return True
-    return False
 
 
 def train_beside(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]:
@@ -189,55 +163,12 @@ def train_ensemble(config: TrainConfig, n_members: int, report: Report) -> dict[
     return result
 
 
-def begin_whole(config: TrainConfig, file: str, parts: Any, what: str) -> None:
-    """Makes the folder of several runs, each in a folder inside, or finds it.
-
-    file: What tells it from others; parts: what that says of it.
-    Raises: OutputError if the folder holds anything else, or --resume is missing.
-    """
-    refuse_another_whole(config, file, parts, what)
-    write_atomically(config.out / file, as_utf8(canonical_json(parts)))
-
-
-def refuse_another_whole(config: TrainConfig, file: str, parts: Any, what: str) -> None:
-    """Raises: OutputError if the folder holds anything else, or --resume is missing."""
-    out, listed = config.out, canonical_json(parts)
-    make_folder(out)
-    if any(out.iterdir()) and not (out / file).is_file():
-        raise OutputError(f"{out}: exists and is no {what}; choose another --out")
-    if (out / file).is_file() and (out / file).read_bytes() != as_utf8(listed):
-        raise OutputError(f"{out}: is another {what}; choose another --out")
-    if (out / file).is_file() and not config.resume:
-        raise OutputError(f"{out}: holds this {what}; go on with --resume, or choose another --out")
-
-
-def make_folder(out: Path) -> None:
-    """Makes a run folder, which this process holds, or clears it of what a killed run left.
-
-    Raises: OutputError if it is a file.
-    """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is a file; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    for leftover in out.glob(".*.tmp"):
-        leftover.unlink()
-
-
 def train_part(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]:
     """The result of a run that is part of several; one that is finished is not made again."""
     if not is_whole(config.out):
         return train_one(config, data, report)
     prepare_run(config, data)
     return read_result(config.out)
-
-
-def is_done_elsewhere(config: TrainConfig, data: Data) -> bool:
-    """Whether this run was finished with other arithmetic, which no epoch is left for."""
-    if not config.resume or not is_whole(config.out):
-        return False
-    before, known = stored_run(config)["run"], identity(config, data)
-    refuse_another_run(config, before, known)
-    return before != as_json(known)
 
 
 def done_before(config: TrainConfig, data: Data, report: Report) -> dict[str, Any]:
@@ -287,12 +218,6 @@ def train_one(
         precision = "mixed_bfloat16" if config.mixed_precision else "float32"
         model = build(config.model, data.shape, len(data.classes), config.seed, precision)
         is_begun = prepare_run(config, data)
-        if config.patience and data.test is None:
-            report.say(
-                "there is no split test: --patience chooses the epoch by the images that the "
-                "accuracy is of, which looks a little better than it is",
-                event="chosen_by_validation",
-            )
         learner, shown, begun = model, data, time.monotonic()
         if config.model.transfer and config.model.transfer.mode == "freeze":
             learner, shown = split_at_features(model)[1], as_features(config, data, model, report)
@@ -300,22 +225,7 @@ def train_one(
         history, optimizer = History(), None
         if is_begun:
             history, optimizer = restored(config, learner, shown, config.out / STATE)
-        n_copies = shown.train.source.n_copies
-        n_steps = (config.epochs or 0) * shown.train.steps_per_epoch
-        transfer = config.model.transfer
-        if (transfer is None or transfer.weights == NONE) and n_steps < FEW_STEPS:
-            report.say(
-                f"few steps ({n_steps} in all) for a network that learns from nothing, which may "
-                "guess worse than by chance: give more --epochs or a smaller --batch-size, or for "
-                "photos a --model with weights, such as MobileNetV2",
-                event="few_steps",
-            )
-        if config.data.per_epoch == "one-copy" and (config.epochs or 0) > n_copies:
-            report.say(
-                f"{counted(n_copies, 'copy', 'copies')} for {config.epochs} epochs: after "
-                "the last the first is shown again",
-                event="copies",
-            )
+        say_what_to_expect(config, shown, report)
         started, board = time.monotonic(), TensorBoard(config.out, history.epochs)
         for epoch in run_epochs(config, shown, learner, history, optimizer, report):
             board.write(epoch)
@@ -332,64 +242,26 @@ def train_one(
     return result
 
 
-def prepare_run(config: TrainConfig, data: Data) -> bool:
-    """Makes the run folder, or finds it; whether epochs of this run are done there.
-
-    Raises: OutputError if the folder holds anything else, or --resume is missing.
-    """
-    out, known = config.out, identity(config, data)
-    make_folder(out)
-    is_new = not any(out.iterdir())
-    earlier, found_at = [], origin(config)
-    if not is_new:
-        stored = stored_run(config)
-        refuse_another_run(config, stored["run"], known)
-        earlier = stored["earlier"]
-        if is_whole(out):
-            known = stored["run"]
-        elif stored["run"] != as_json(known):  # it went on with other arithmetic: said for ever
-            earlier = [*earlier, stored["run"]]
-        found_at["command"] = stored["command"] or found_at["command"]  # the one that began it
-    stored = {"run": known, "origin": found_at, "earlier": earlier}
-    write_atomically(out / CONFIG, as_utf8(canonical_json(stored)))
-    return not is_new and (out / STATE).is_file()
-
-
-def as_json(value: dict[str, Any]) -> dict[str, Any]:
-    return dict(json.loads(canonical_json(value)))
-
-
-def stored_run(config: TrainConfig) -> dict[str, Any]:
-    """What the run folder says of its run.
-
-    Raises: OutputError if it is none.
-    """
-    path = config.out / CONFIG
-    if not path.is_file():
-        raise OutputError(
-            f"{config.out}: exists and is not a run of `pipeline train`; choose another --out"
+def say_what_to_expect(config: TrainConfig, data: Data, report: Report) -> None:
+    """Says, before the first epoch, what of the options will look worse or better than it is."""
+    n_copies, n_epochs = data.train.source.n_copies, config.epochs or 0
+    n_steps, transfer = n_epochs * data.train.steps_per_epoch, config.model.transfer
+    if config.patience and data.test is None:
+        report.say(
+            "there is no split test: --patience chooses the epoch by the images that the "
+            "accuracy is of, which looks a little better than it is",
+            event="chosen_by_validation",
         )
-    try:
-        found = json.loads(path.read_text())
-        command = list(dict(found["origin"]).get("command", ()))
-        return {"run": dict(found["run"]), "earlier": list(found["earlier"]), "command": command}
-    except (ValueError, LookupError, TypeError):
-        raise OutputError(f"{path}: is of something else; choose another --out") from None
-
-
-def refuse_another_run(config: TrainConfig, before: dict[str, Any], known: dict[str, Any]) -> None:
-    """Raises: OutputError, with what differs, if the run there cannot go on as the one wanted."""
-    changed, out = differences(before, known), config.out
-    exact = [{k: v for k, v in run.items() if k not in ARITHMETIC} for run in (before, known)]
-    if differences(*exact):
-        raise OutputError(
-            f"{out}: is another run ({changed}); choose another --out, or give `pipeline train` "
-            "--overwrite to replace it once this one is finished"
+    if (transfer is None or transfer.weights == NONE) and n_steps < FEW_STEPS:
+        report.say(
+            f"few steps ({n_steps} in all) for a network that learns from nothing, which may "
+            "guess worse than by chance: give more --epochs or a smaller --batch-size, or for "
+            "photos a --model with weights, such as MobileNetV2",
+            event="few_steps",
         )
-    if not config.resume:
-        raise OutputError(f"{out}: holds this run; go on with --resume, or choose another --out")
-    if changed and not config.inexact and not is_whole(out):
-        raise OutputError(
-            f"{out}: would not end with the same weights ({changed}); make it equal, or give "
-            "--inexact to go on all the same"
+    if config.data.per_epoch == "one-copy" and n_epochs > n_copies:
+        report.say(
+            f"{counted(n_copies, 'copy', 'copies')} for {config.epochs} epochs: after "
+            "the last the first is shown again",
+            event="copies",
         )

@@ -1,0 +1,154 @@
+"""What lies in `--out` of a training: whether it may go on there, begin there, or must not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from datasets.commit import is_replaced, partial_folders
+from datasets.errors import OutputError
+from datasets.schema import as_utf8, canonical_json
+from datasets.storage import write_atomically
+from pipeline.job import differences
+from trainers.config import ARITHMETIC, TrainConfig, identity, origin
+from trainers.data import Data
+from trainers.evaluate import CONFIG
+from trainers.fit import STATE
+from trainers.results import is_whole
+
+
+def put_back(out: Path) -> None:
+    """Gives a run its place again that `train_beside` was killed replacing."""
+    for path in partial_folders(out):
+        if is_replaced(path) and not out.exists():
+            path.rename(out)
+
+
+def make_folder(out: Path) -> None:
+    """Makes a run folder, which this process holds, or clears it of what a killed run left.
+
+    Raises: OutputError if it is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is a file; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    for leftover in out.glob(".*.tmp"):
+        leftover.unlink()
+
+
+def prepare_run(config: TrainConfig, data: Data) -> bool:
+    """Makes the run folder, or finds it; whether epochs of this run are done there.
+
+    Raises: OutputError if the folder holds anything else, or --resume is missing.
+    """
+    out, known = config.out, identity(config, data)
+    make_folder(out)
+    is_new = not any(out.iterdir())
+    earlier, found_at = [], origin(config)
+    if not is_new:
+        stored = stored_run(config)
+        refuse_another_run(config, stored["run"], known)
+        earlier = stored["earlier"]
+        if is_whole(out):
+            known = stored["run"]
+        elif stored["run"] != as_json(known):  # it went on with other arithmetic: said for ever
+            earlier = [*earlier, stored["run"]]
+        found_at["command"] = stored["command"] or found_at["command"]  # the one that began it
+    stored = {"run": known, "origin": found_at, "earlier": earlier}
+    write_atomically(out / CONFIG, as_utf8(canonical_json(stored)))
+    return not is_new and (out / STATE).is_file()
+
+
+def refuse_foreign(config: TrainConfig) -> None:
+    """Before data are read. Raises: OutputError if the folder holds something else than a run."""
+    out = config.out
+    if out.is_dir() and not all(path.name.startswith(".") for path in out.iterdir()):
+        stored_run(config)
+
+
+def is_in_the_way(config: TrainConfig, data: Data) -> bool:
+    """Whether a run lies in the folder that this one cannot go on with.
+
+    Raises: OutputError if it is something else, which nobody replaces.
+    """
+    make_folder(config.out)
+    if not any(config.out.iterdir()):
+        return False
+    before = stored_run(config)["run"]
+    try:
+        refuse_another_run(config, before, identity(config, data))
+    except OutputError:
+        return True
+    return False
+
+
+def is_done_elsewhere(config: TrainConfig, data: Data) -> bool:
+    """Whether this run was finished with other arithmetic, which no epoch is left for."""
+    if not config.resume or not is_whole(config.out):
+        return False
+    before, known = stored_run(config)["run"], identity(config, data)
+    refuse_another_run(config, before, known)
+    return before != as_json(known)
+
+
+def stored_run(config: TrainConfig) -> dict[str, Any]:
+    """What the run folder says of its run.
+
+    Raises: OutputError if it is none.
+    """
+    path = config.out / CONFIG
+    if not path.is_file():
+        raise OutputError(
+            f"{config.out}: exists and is not a run of `pipeline train`; choose another --out"
+        )
+    try:
+        found = json.loads(path.read_text())
+        command = list(dict(found["origin"]).get("command", ()))
+        return {"run": dict(found["run"]), "earlier": list(found["earlier"]), "command": command}
+    except (ValueError, LookupError, TypeError):
+        raise OutputError(f"{path}: is of something else; choose another --out") from None
+
+
+def refuse_another_run(config: TrainConfig, before: dict[str, Any], known: dict[str, Any]) -> None:
+    """Raises: OutputError, with what differs, if the run there cannot go on as the one wanted."""
+    changed, out = differences(before, known), config.out
+    exact = [{k: v for k, v in run.items() if k not in ARITHMETIC} for run in (before, known)]
+    if differences(*exact):
+        raise OutputError(
+            f"{out}: is another run ({changed}); choose another --out, or give `pipeline train` "
+            "--overwrite to replace it once this one is finished"
+        )
+    if not config.resume:
+        raise OutputError(f"{out}: holds this run; go on with --resume, or choose another --out")
+    if changed and not config.inexact and not is_whole(out):
+        raise OutputError(
+            f"{out}: would not end with the same weights ({changed}); make it equal, or give "
+            "--inexact to go on all the same"
+        )
+
+
+def as_json(value: dict[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(canonical_json(value)))
+
+
+def begin_whole(config: TrainConfig, file: str, parts: Any, what: str) -> None:
+    """Makes the folder of several runs, each in a folder inside, or finds it.
+
+    file: What tells it from others; parts: what that says of it.
+    Raises: OutputError if the folder holds anything else, or --resume is missing.
+    """
+    refuse_another_whole(config, file, parts, what)
+    write_atomically(config.out / file, as_utf8(canonical_json(parts)))
+
+
+def refuse_another_whole(config: TrainConfig, file: str, parts: Any, what: str) -> None:
+    """Raises: OutputError if the folder holds anything else, or --resume is missing."""
+    out, listed = config.out, canonical_json(parts)
+    make_folder(out)
+    if any(out.iterdir()) and not (out / file).is_file():
+        raise OutputError(f"{out}: exists and is no {what}; choose another --out")
+    if (out / file).is_file() and (out / file).read_bytes() != as_utf8(listed):
+        raise OutputError(f"{out}: is another {what}; choose another --out")
+    if (out / file).is_file() and not config.resume:
+        raise OutputError(f"{out}: holds this {what}; go on with --resume, or choose another --out")
