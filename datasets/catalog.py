@@ -116,8 +116,9 @@ def open_folder(path: Path) -> Source:
     """What lies in a folder; where outputs are published, the latest of them."""
     from datasets.cub200 import Cub200
     from datasets.folder import Folder
+    from datasets.parquet_shards import ParquetShards
     from datasets.shard_files import find_shards
-    from datasets.shards import Shards
+    from datasets.tfrecord_shards import TFRecordShards
 
     official = ("train_test_split.txt", "images.txt")
     if all(storage.kind(path / name) == "file" for name in official):
@@ -130,4 +131,7 @@ def open_folder(path: Path) -> Source:
             "again, or name another data set"
         )
     shards = find_shards(path)
-    return Shards(path, shards) if shards else Folder(path)
+    if not shards:
+        return Folder(path)
+    first = next(iter(shards.values()))[0]
+    return (ParquetShards if first.suffix == ".parquet" else TFRecordShards)(path, shards)

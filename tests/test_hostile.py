@@ -23,10 +23,11 @@ from datasets.errors import SourceError, printable
 from datasets.fingerprint import read_each, scan
 from datasets.folder import Folder
 from datasets.listing import ListFile
+from datasets.parquet_shards import ParquetShards
 from datasets.shard_files import find_shards
-from datasets.shards import Shards
 from datasets.source import Listing
 from datasets.storage import walk
+from datasets.tfrecord_shards import TFRecordShards
 from tests.running import run, write_photos
 from tests.test_folders import PNG, classes_of, write_files
 
@@ -204,10 +205,10 @@ def test_many_bad_rows_are_not_asked_for_again_and_again() -> None:
     assert sum(asked) <= n * 1001  # the rest each time would be ten times as many
 
 
-def shards(folder: Path, table: pa.Table, **options: Any) -> Shards:
+def shards(folder: Path, table: pa.Table, **options: Any) -> ParquetShards:
     folder.mkdir(exist_ok=True)
     pq.write_table(table, folder / "train-00000-of-00001.parquet", **options)
-    return Shards(folder, find_shards(folder))
+    return ParquetShards(folder, find_shards(folder))
 
 
 @pytest.mark.slow
@@ -242,7 +243,7 @@ def test_a_record_longer_than_its_file_is_never_read(tmp_path: Path, length: int
     head = tfrecord.HEAD.pack(length, tfrecord.masked_crc(length.to_bytes(8, "little")))
     (tmp_path / "b-train.tfrecord-00000-of-00001").write_bytes(head + b"x" * 100)
     with pytest.raises(SourceError, match="ends inside the record at byte 12"):
-        Shards(tmp_path, find_shards(tmp_path)).listing()
+        TFRecordShards(tmp_path, find_shards(tmp_path)).listing()
 
 
 def test_what_is_no_regular_file_is_no_shard(tmp_path: Path) -> None:
