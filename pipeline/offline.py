@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -215,80 +215,96 @@ def write(
         check_held = stack.enter_context(hold(plan.out))
         if plan.folder != plan.out and not storage.is_object(plan.out):
             stack.enter_context(hold(plan.folder))  # `clean` looks at that one
-        partial, before = plan.partial, last_pointer(plan.out) if plan.is_published else 0
+        before = last_pointer(plan.out) if plan.is_published else 0
         finished = find_finished(plan, config.overwrite)
         if finished is not None:
-            tidy(partial)  # after a crash just before the end
+            tidy(plan.partial)  # after a crash just before the end
             if not is_indexed(plan):
                 save_index(plan, report)
             was_latest = not plan.is_published or latest(plan.out) == plan.version
-            release(plan, before, config.keep, report)
             seconds = {"plan": time.monotonic() - started}
             summary = summarize(plan, finished.shards, (), seconds, was_done=was_latest)
-            return recorded(plan, summary, report)
-        if storage.is_object(plan.out):
-            storage.abort_uploads(plan.out, VERSION)
-        # In object storage a finished version is where it was made: it is made again.
-        is_again = storage.is_object(plan.out) and config.overwrite and not is_empty(plan.folder)
-        if is_again:
-            refuse_other_bytes(plan)
-            storage.remove(partial / RECORDS)
-        if is_sealed(partial) and not is_again:
-            check_held()
-            save_index(plan, report)
-            commit(partial, plan.folder, config.overwrite)
-            release(plan, before, config.keep, report)
-            seconds = {"plan": time.monotonic() - started}
-            shards = read_manifest(plan.folder).shards
-            return recorded(plan, summarize(plan, shards, (), seconds, was_done=False), report)
-        done = read_records(partial)
-        base = find_base(plan, config.overwrite, report)
-        others = [p for p in unfinished_runs(plan.out, plan.is_published) if p != partial]
-        for other in others:
-            if base is None or other != base.folder:
-                report.say(
-                    f"{other}: left by an unfinished run of another job; "
-                    f"`pipeline clean {plan.out}` removes it",
-                    event="stale",
-                )
-        tasks = plan.tasks(done, base)
-        check_disk(plan, tasks, base)
-        prepare_partial(plan.folder, plan.job, plan.out)
-        planned = time.monotonic()
-        if done:
-            report.say(
-                f"resuming: {len(done)} of {len(done) + len(tasks)} shards are done",
-                event="resume",
-                shards_done=len(done),
-            )
-        made, first = run_tasks(config, plan, tasks, client, report)
-        worked = time.monotonic()
-        shards = in_order([*done.values(), *(m.record for m in made)])
-        refuse_too_many_bad(
-            [item for record in shards for item in record.quarantined],
-            sum(len(part) for part in plan.samples.values()),
-            config.max_bad,
-            "nothing was committed; fix or remove them, or run again with a higher --max-bad "
-            "(finished shards are kept)",
-        )
-        check_held()
-        finish(plan.folder, plan.job, plan.classes, shards, config.overwrite)
-        if base and base.folder in others:  # what was of use of it is in the output
-            storage.remove(base.folder)
+        else:
+            if storage.is_object(plan.out):
+                storage.abort_uploads(plan.out, VERSION)
+            if is_sealed(plan.partial) and not is_made_again(config, plan):
+                check_held()
+                save_index(plan, report)
+                commit(plan.partial, plan.folder, config.overwrite)
+                seconds = {"plan": time.monotonic() - started}
+                shards = read_manifest(plan.folder).shards
+                summary = summarize(plan, shards, (), seconds, was_done=False)
+            else:
+                summary = make(config, plan, report, client, started, check_held)
         release(plan, before, config.keep, report)
-        seconds = {
-            "plan": planned - started,
-            "start_up": first - planned,
-            "work": worked - first,
-            "commit": time.monotonic() - worked,
-        }
-        summary = replace(
-            summarize(plan, shards, done, seconds, was_done=False),
-            n_kept=sum(m.is_kept for m in made),
-            n_carried=sum(m.n_carried for m in made),
-            n_written=sum(m.record.rows - m.n_carried for m in made if not m.is_kept),
-        )
+        took = time.monotonic() - started
+        others = sum(summary.seconds.values())
+        summary = replace(summary, seconds={**summary.seconds, "commit": took - others})
         return recorded(plan, summary, report)
+
+
+def is_made_again(config: AugmentConfig, plan: Plan) -> bool:
+    """Whether a finished version is replaced where it was made, as it is in object storage."""
+    return storage.is_object(plan.out) and config.overwrite and not is_empty(plan.folder)
+
+
+def make(
+    config: AugmentConfig,
+    plan: Plan,
+    report: Report,
+    client: Future[Client] | None,
+    started: float,
+    check_held: Callable[[], None],
+) -> Summary:
+    """Makes the shards that are not there yet, and commits them all.
+
+    check_held: Raises where this process has lost the output to another.
+    """
+    partial = plan.partial
+    if is_made_again(config, plan):
+        refuse_other_bytes(plan)
+        storage.remove(partial / RECORDS)
+    done = read_records(partial)
+    base = find_base(plan, config.overwrite, report)
+    others = [p for p in unfinished_runs(plan.out, plan.is_published) if p != partial]
+    for other in others:
+        if base is None or other != base.folder:
+            report.say(
+                f"{other}: left by an unfinished run of another job; "
+                f"`pipeline clean {plan.out}` removes it",
+                event="stale",
+            )
+    tasks = plan.tasks(done, base)
+    check_disk(plan, tasks, base)
+    prepare_partial(plan.folder, plan.job, plan.out)
+    planned = time.monotonic()
+    if done:
+        report.say(
+            f"resuming: {len(done)} of {len(done) + len(tasks)} shards are done",
+            event="resume",
+            shards_done=len(done),
+        )
+    made, first = run_tasks(config, plan, tasks, client, report)
+    worked = time.monotonic()
+    shards = in_order([*done.values(), *(m.record for m in made)])
+    refuse_too_many_bad(
+        [item for record in shards for item in record.quarantined],
+        sum(len(part) for part in plan.samples.values()),
+        config.max_bad,
+        "nothing was committed; fix or remove them, or run again with a higher --max-bad "
+        "(finished shards are kept)",
+    )
+    check_held()
+    finish(plan.folder, plan.job, plan.classes, shards, config.overwrite)
+    if base and base.folder in others:  # what was of use of it is in the output
+        storage.remove(base.folder)
+    seconds = {"plan": planned - started, "start_up": first - planned, "work": worked - first}
+    return replace(
+        summarize(plan, shards, done, seconds, was_done=False),
+        n_kept=sum(m.is_kept for m in made),
+        n_carried=sum(m.n_carried for m in made),
+        n_written=sum(m.record.rows - m.n_carried for m in made if not m.is_kept),
+    )
 
 
 def run_tasks(
