@@ -77,10 +77,15 @@ class Pixels:
 
 def cache_bytes() -> int:
     """How much decoded images of a split may take in memory: a quarter of what this process has,
-    which may be less than the machine (a container's limit)."""
+    which may be less than the machine (a container's limit, a Dask worker's share)."""
+    from distributed import get_worker
     from distributed.system import memory_limit
 
-    return int(memory_limit()) // 4
+    try:
+        own = get_worker().memory_manager.memory_limit
+    except ValueError:  # no worker
+        own = None
+    return int(own or memory_limit()) // 4
 
 
 def on_disk(shape: tuple[int, ...]) -> np.ndarray:

@@ -12,6 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from distributed import Client, LocalCluster
+from distributed.system import memory_limit
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -24,6 +26,7 @@ from datasets.formats import FORMATS
 from datasets.manifest import read_manifest
 from datasets.source import sample_keys
 from pipeline.online import augmented, contact_sheet, dataset, open_images, stream_through
+from pipeline.pixels import cache_bytes
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from pipeline.stream import Stream, import_tensorflow
@@ -108,6 +111,14 @@ def test_images_beyond_the_cache_are_decoded_whenever_they_are_shown(
     for copy in (0, 1):
         shown = whole.source.usable[::-1]
         assert_array_equal(part.source.images(shown, copy), whole.source.images(shown, copy))
+
+
+def test_a_cluster_worker_caches_a_quarter_of_its_own_memory() -> None:
+    # Other trainings run beside it.
+    options = {"processes": False, "dashboard_address": None, "memory_limit": "400 MB"}
+    with LocalCluster(n_workers=1, **options) as cluster, Client(cluster) as client:
+        assert client.submit(cache_bytes).result() == 10**8
+    assert cache_bytes() == memory_limit() // 4
 
 
 @pytest.mark.parametrize(
@@ -413,6 +424,7 @@ HALF_READ = """
 import sys
 from pathlib import Path
 from pipeline.online import augmented, open_images
+from pipeline.pixels import cache_bytes
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from pipeline.stream import Stream
