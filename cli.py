@@ -17,7 +17,7 @@ import typer
 
 from datasets.data_dir import DATA_DIR
 from datasets.errors import Damaged, UserError, printable, system_failure
-from datasets.storage import local_path, place
+from datasets.storage import kind, local_path, place
 from datasets.storage_errors import as_storage_error
 from pipeline.options import (
     POLICY,
@@ -470,7 +470,10 @@ def clean(
     for line in remove(folder):
         report.result(printable(line))
         n += 1
-    report.result(f"{folder}: {n} removed or put back" if n else f"{folder}: nothing to remove")
+    if n:
+        report.result(f"{folder}: {n} removed or put back")
+    else:  # a typing error, or the first night of a job
+        report.result(f"{folder}: {'nothing to remove' if kind(folder) else 'nothing is there'}")
 
 
 STEPS = (augment, train, crossval, ablate, evaluate, compare, visualize, verify, preview, clean)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import weakref
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from datasets.commit import is_unfinished
 from datasets.errors import SourceError, nearest
 from datasets.source import Source
 from datasets.storage_errors import translating_errors
-from datasets.versions import latest, output_of
+from datasets.versions import open_version, output_of
 
 CATALOG = {
     "digits": "digits:Digits",
@@ -113,7 +116,19 @@ def open_objects(place: Path) -> Source:
 
 
 def open_folder(path: Path) -> Source:
-    """What lies in a folder; where outputs are published, the latest of them."""
+    """What lies in a folder; where outputs are published, the latest of them, which then stays for
+    as long as the source does."""
+    with ExitStack() as stack:
+        found, handle = open_version(path)
+        if handle is not None:
+            stack.callback(os.close, handle)
+        source = source_in(found)
+        weakref.finalize(source, stack.pop_all().close)
+        return source
+
+
+def source_in(path: Path) -> Source:
+    """What lies in a folder that is, or holds, no published version."""
     from datasets.cub200 import Cub200
     from datasets.folder import Folder
     from datasets.parquet_shards import ParquetShards
@@ -123,8 +138,6 @@ def open_folder(path: Path) -> Source:
     official = ("train_test_split.txt", "images.txt")
     if all(storage.kind(path / name) == "file" for name in official):
         return Cub200(path)
-    version = latest(path)
-    path = path if version is None else path / version
     if is_unfinished(path):
         raise SourceError(
             f"{path}: a run has begun to write there and has not come to its end; run its command "

@@ -15,7 +15,7 @@ from datasets.commit import (
     partial_folders,
     restore,
 )
-from datasets.errors import OutputBusy, UserError
+from datasets.errors import OutputBusy
 from datasets.index import INDEX, indexes, stale_indexes
 from datasets.lease import leased
 from datasets.manifest import MANIFEST, SUCCESS, UNFINISHED, VERSION
@@ -31,18 +31,13 @@ def clean(folder: Path) -> Iterator[str]:
     and indexes without their output, and yields a line about each. An output that was being
     replaced is put back, or the new one that was ready takes its place.
 
-    Raises: UserError if nothing is there; OutputBusy, at the end, if some were left since a run is
-      writing there.
+    Raises: OutputBusy, at the end, if some were left since a run is writing there.
     """
     if storage.is_object(folder):
         yield from clean_objects(folder)
         return
     busy: list[str] = []
     beside = partial_folders(folder.absolute())
-    if not (folder.exists() or beside or stale_indexes(folder.absolute())):
-        raise UserError(
-            f"{folder}: no such folder; expected an output, or a folder under which outputs lie"
-        )
     found = walk(folder) if folder.is_dir() else ()
     below = {path.absolute() for path in found if UNFINISHED.fullmatch(path.name)}
     for path in sorted({*beside, *below}):
@@ -82,23 +77,16 @@ def clean_objects(folder: Path) -> Iterator[str]:
     busy: list[str] = []
     with translating_errors(folder):
         known = storage.files_below(folder)
-        is_there = bool(known)
         names = sorted({match["version"] for match in map(OURS.fullmatch, known) if match})
         versions = [folder / name for name in names]
         for out in sorted({version.parent for version in versions} or {folder}, key=str):
             try:
                 with leased(out):
-                    for line in clean_output(out, [v for v in versions if v.parent == out]):
-                        is_there = True
-                        yield line
+                    yield from clean_output(out, [v for v in versions if v.parent == out])
             except OutputBusy as err:
                 busy.append(str(err))
     if busy:
         raise OutputBusy("; ".join(busy))
-    if not is_there:
-        raise UserError(
-            f"{folder}: nothing is there; expected an output, or what outputs lie below"
-        )
 
 
 def clean_output(out: Path, versions: list[Path]) -> Iterator[str]:

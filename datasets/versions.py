@@ -98,10 +98,30 @@ def publish(out: Path, version: str, after: int) -> None:
             )
         return
     os.utime(out / version / SUCCESS)  # the order of publishing, which `prune` goes by
+    link_latest(out, version).rename(out / LATEST)
+
+
+def link_latest(out: Path, version: str) -> Path:
+    """A link to that version under a name beside `latest`, to be given that name.
+
+    Raises: OSError where the file system has no links.
+    """
     temporary = out / f".{LATEST}.tmp"
     temporary.unlink(missing_ok=True)  # of a run that was killed right here
     temporary.symlink_to(version)
-    temporary.rename(out / LATEST)
+    return temporary
+
+
+def refuse_without_links(out: Path) -> None:
+    """Raises: EnvironmentFailed where `publish` will fail, which comes after all the work."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        link_latest(out, "any").unlink()
+    except OSError as err:
+        raise EnvironmentFailed(
+            f"{out}: cannot hold a symbolic link ({err.strerror}), which --publish needs; choose "
+            "another --out, or leave out --publish"
+        ) from err
 
 
 def refuse_others(out: Path) -> None:

@@ -26,7 +26,7 @@ from pipeline.metrics import exposition
 
 LINES, STARTED = ".runs.jsonl", ".started.json"
 KILLED = 137  # 128 and SIGKILL
-# `pipeline status` holds the lock of a run that was killed for a moment, too.
+# `pipeline status` asks for the lock of a run that was killed for a moment, too.
 TRIES, WAIT_S = 5, 0.1
 
 
@@ -80,13 +80,13 @@ class History:
         return self.folder / f"{self.name}.prom"
 
     @contextmanager
-    def held(self, tries: int = TRIES) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
         """Within it no other run of the job begins, and a run that was killed has its record.
 
         Raises: OutputBusy if a run is going; EnvironmentFailed if the folder cannot be written.
         """
         with ExitStack() as stack:
-            for left in reversed(range(tries)):
+            for left in reversed(range(TRIES)):
                 try:
                     stack.enter_context(hold(self.folder / self.name))
                     break

@@ -37,7 +37,7 @@ from datasets.manifest import (
     refuse_missing_or_cut,
 )
 from datasets.schema import canonical_json
-from datasets.versions import last_pointer, latest, refuse_others
+from datasets.versions import last_pointer, latest, refuse_others, refuse_without_links
 from pipeline.base import Base, has_sidecars, is_successor
 from pipeline.estimate import describe_plan
 from pipeline.job import differences
@@ -276,6 +276,8 @@ def make(
             )
     tasks = plan.tasks(done, base)
     check_disk(plan, tasks, base)
+    if plan.is_published and not storage.is_object(plan.out):
+        refuse_without_links(plan.out)
     prepare_partial(plan.folder, plan.job, plan.out)
     planned = time.monotonic()
     if done:

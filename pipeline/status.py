@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.commit import is_held
-from datasets.errors import EnvironmentFailed, OutputBusy, UserError
+from datasets.errors import UserError
 from datasets.storage import is_object
 from pipeline.history import KILLED, LINES, STARTED, History, read_lines
 from pipeline.report import duration
@@ -80,8 +80,7 @@ def known_folder(folder: Path) -> Path:
 
 def statuses(folders: Sequence[Path]) -> list[Status]:
     """Of every job whose history is in one of the folders, and of every output there that
-    `pipeline augment` has written. A run that was killed gets its record, where one can be
-    written."""
+    `pipeline augment` has written."""
     found = [status_of(folder, name) for folder in folders for name in names_in(folder)]
     return [status for status in found if status is not None]
 
@@ -102,20 +101,17 @@ def names_in(folder: Path) -> list[str]:
 def status_of(folder: Path, name: str) -> Status | None:
     """The last run of the job of that name, whose history is in the folder; None without any run.
 
-    A run that was killed gets its record, where one can be written.
+    Nothing is written: who looks may be another user than who runs. A run that was killed gets its
+    record from the next one.
     """
-    history, is_running = History(folder, name), False
-    records = read_lines(history.lines)
-    if begun := history.started():
-        records.append({**begun, "exit_code": KILLED, "error": "killed"})
-        try:
-            with history.held(tries=1):  # which settles it
-                records = read_lines(history.lines)
-        except OutputBusy:
-            is_running, records[-1]["error"] = True, None
-        except EnvironmentFailed:  # the folder can only be read
-            if is_held(folder / name):
-                is_running, records[-1]["error"] = True, None
+    history = History(folder, name)
+    begun = history.started()
+    is_running = begun is not None and is_held(folder / name)
+    records = read_lines(history.lines)  # asked last: a run that ended meanwhile has its record
+    if begun and all(one.get("run") != begun["run"] for one in records):
+        records.append(begun if is_running else begun | {"exit_code": KILLED, "error": "killed"})
+    else:
+        is_running = False
     if not records:
         return None
     last = records[-1]

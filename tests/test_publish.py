@@ -13,9 +13,13 @@ from pathlib import Path
 import pytest
 
 from datasets.catalog import data_name, open_source
+from datasets.errors import EnvironmentFailed
 from datasets.index import indexes
 from datasets.manifest import MANIFEST, SUCCESS
 from datasets.versions import open_version, prune
+from pipeline.offline import materialize
+from pipeline.plan import AugmentConfig
+from pipeline.report import Report
 from tests.running import run, run_killed, tree_hash, write_photos
 
 JOB = ("augment", "--limit", 60, "--workers", 0, "--publish")
@@ -144,6 +148,19 @@ def test_old_versions_go_on_a_file_system_that_cannot_tell_who_reads(
     assert dict(prune(out, 1)) == {old: True}
 
 
+def test_a_file_system_without_links_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*arguments: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as FAT does
+
+    monkeypatch.setattr(os, "symlink", no_links)
+    config = AugmentConfig("digits", tmp_path, out=tmp_path / "out", publish=True, workers=0)
+    with pytest.raises(EnvironmentFailed, match=r"cannot hold a symbolic link \(Operation not"):
+        materialize(config, Report(quiet=True))
+    assert os.listdir(tmp_path / "out") == []
+
+
 def test_who_names_the_pointer_reads_one_version_to_the_end(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(*JOB, "--copies", 1, "--out", out)
@@ -155,6 +172,18 @@ def test_who_names_the_pointer_reads_one_version_to_the_end(tmp_path: Path) -> N
     assert dict(prune(out, 1)) == {first: False}
     assert handle is not None
     os.close(handle)
+
+
+def test_a_version_that_is_a_data_set_stays_while_that_is_open(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(*JOB, "--copies", 1, "--out", out)
+    (first,) = versions(out)
+    source = open_source(str(out), tmp_path)
+    run(*JOB, "--copies", 2, "--keep", 1, "--out", out)
+    assert sum(map(len, source.listing().splits.values())) == 120
+    assert first in versions(out)
+    del source
+    assert dict(prune(out, 1)) == {first: True}
 
 
 def test_a_pointer_that_was_copied_into_a_folder_is_told_before_any_work(tmp_path: Path) -> None:
