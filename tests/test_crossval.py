@@ -166,6 +166,7 @@ def test_intervals_are_those_of_the_books() -> None:
     share = spread([0.9, 1.0], is_share=True)
     assert (share["low"], share["high"]) == (pytest.approx(0.315, abs=1e-3), 1)
     assert in_percent(spread([-1e-4, 1e-4, 0]), "+").startswith("+0.0 (")
+    assert spread([0.9 - 0.8, 0.8 - 0.7])["low"] is None  # equal but for 1e-16
     equal = spread([0.5, 0.5])
     assert (equal["std"], equal["low"], equal["high"]) == (0, None, None)
     assert spread([0.5]) == {"each": [0.5], "mean": 0.5, "std": None, "low": None, "high": None}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-12  # of differences of shares that are equal
 
 
 def spread(values: Sequence[float], overlap: float = 0.0, is_share: bool = False) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def spread(values: Sequence[float], overlap: float = 0.0, is_share: bool = False
     from scipy.stats import t
 
     std = float(np.std(each, ddof=1))
-    if len({*each}) == 1:
+    if std < ROUNDING:
         return {"each": each, "mean": mean, "std": 0.0, "low": None, "high": None}
     half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std * math.sqrt(1 / n + overlap)
     low, high = mean - half, mean + half
