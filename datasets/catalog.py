@@ -56,9 +56,10 @@ def open_source(dataset: str, data_dir: Path) -> Source:
         return open_objects(path)
     path = path.expanduser().absolute()
     try:
-        if path.is_dir():
-            return open_folder(path)
-        is_file = path.is_file()
+        with translating_errors(path):
+            if path.is_dir():
+                return open_folder(path)
+            is_file = path.is_file()
     except OSError as err:
         raise SourceError(
             f"--dataset {dataset}: {err.strerror}; expected a folder or a list that can be read"

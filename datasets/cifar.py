@@ -14,9 +14,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from datasets import storage
 from datasets.download import extract, fetch
 from datasets.errors import SourceError
-from datasets.source import Listing, Samples
+from datasets.source import Listing, Samples, read_file
 
 URL = "https://www.cs.toronto.edu/~kriz/"
 PIXELS = 3 * 32 * 32  # channel by channel
@@ -44,7 +45,7 @@ class Cifar:
             extract(archive, self.folder, self.root)
         splits = {split: self._samples(split) for split in self.files}
         try:
-            names = (folder / self.names).read_text().split()
+            names = read_file(folder / self.names).decode().split()
         except (OSError, UnicodeDecodeError) as err:
             raise self._broken(folder / self.names, err) from err
         return Listing(tuple(names), splits)
@@ -64,7 +65,7 @@ class Cifar:
             path = self.root / self.folder / file
             size, column = 0, bytearray()
             try:
-                with path.open("rb") as records:
+                with storage.open_file(path) as records:
                     while n := records.readinto(buffer):
                         size += n
                         column += buffer[self.n_labels - 1 : n : record]

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 from collections.abc import Iterable
 
@@ -31,6 +32,15 @@ UNPRINTABLE = re.compile(
 PATHLIB = ("Could not determine home directory", "Symlink loop from")  # how its errors begin
 SHOWN_NAMES = 40  # of those that are known, where none is near
 MAX_LINE = 4_000  # characters of a line that is printed
+HANDLES = {errno.EMFILE, errno.ENFILE}
+# What the system says of whichever file is next where a mount has gone away, or a process is out of
+# handles or memory. Not EIO: a bad sector gives it for one file, and for that one always.
+NOT_OF_THE_FILE = {
+    *(errno.ESTALE, errno.ENODEV, errno.EREMOTEIO, errno.ENOTCONN, errno.ESHUTDOWN),
+    *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+    *(errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET),
+    *(errno.ENOMEM, *HANDLES),
+}
 
 
 class UserError(Exception):
@@ -99,7 +109,7 @@ class ImageError(Exception):
 
 def system_failure(err: Exception) -> UserError | None:
     """What to tell where the system refuses a path that cannot be (of nobody's home, through a loop
-    of links, or with too long a name) or is not this user's, or where a disk fails."""
+    of links, or with too long a name) or is not this user's, or where a disk or mount fails."""
     if isinstance(err, OSError):
         if err.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             return UserError(f"{err.filename}: {err.strerror}; choose another path")
@@ -107,6 +117,8 @@ def system_failure(err: Exception) -> UserError | None:
             return UserError(
                 f"{err.filename}: {err.strerror}; choose another path, or give this user the right"
             )
+        if err.errno in NOT_OF_THE_FILE and err.filename:  # without a file it may be of anything
+            return system_error(err.filename, err)
         if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
             where = err.filename or "what is written or printed"
             return EnvironmentFailed(
@@ -116,6 +128,27 @@ def system_failure(err: Exception) -> UserError | None:
     if isinstance(err, RuntimeError) and told.startswith(PATHLIB):
         return UserError(f"a path cannot be followed: {told.rstrip('.')}; write it in full")
     return None
+
+
+def as_system_error(what: object, err: BaseException) -> EnvironmentFailed | None:
+    """What to tell the user where what the system says is not about that file, or any other."""
+    if isinstance(err, OSError) and err.errno in NOT_OF_THE_FILE:
+        return system_error(err.filename or what, err)
+    return None
+
+
+def system_error(what: object, err: OSError) -> EnvironmentFailed:
+    """What to tell the user of that place; the machine too, since it may be a worker's."""
+    advice = "look at the disk or mount that it is on"
+    if err.errno in HANDLES:
+        advice = "allow more open files (ulimit -n)"
+    elif err.errno == errno.ENOMEM:
+        advice = "free some memory"
+    # Not the error's own text, in which pyarrow has the path once more.
+    return EnvironmentFailed(
+        f"{what}: {os.strerror(err.errno or 0)} on {os.uname().nodename}; {advice}, and run the "
+        "same command again"
+    )
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

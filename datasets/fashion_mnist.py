@@ -13,7 +13,7 @@ import numpy as np
 
 from datasets.download import fetch
 from datasets.errors import SourceError
-from datasets.source import Listing, Samples
+from datasets.source import Listing, Samples, read_file
 
 URL = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"
 TRAIN, TEST = "train", "t10k"  # how the files of each split begin
@@ -44,7 +44,7 @@ def read_idx(path: Path, n_dimensions: int) -> np.ndarray:
     Raises: SourceError if it is broken.
     """
     try:
-        data = gzip.decompress(path.read_bytes())
+        data = gzip.decompress(read_file(path))
         if data[:4] != bytes([0, 0, 8, n_dimensions]):
             raise ValueError(f"not IDX with unsigned bytes in {n_dimensions} dimensions")
         shape = np.frombuffer(data, ">u4", count=n_dimensions, offset=4)

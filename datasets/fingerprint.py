@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datasets import images
-from datasets.errors import ImageError
+from datasets.errors import ImageError, as_system_error
 from datasets.source import OfFiles, Samples, Source, stamps_of
 
 if TYPE_CHECKING:
@@ -143,7 +143,10 @@ def digest_of(data: np.ndarray | bytes) -> bytes:
 
 
 def read_each(source: Source, refs: Sequence[object]) -> Iterator[np.ndarray | bytes | OSError]:
-    """What the source gives for each ref, or the OSError where it cannot be read."""
+    """What the source gives for each ref, or the OSError where it cannot be read.
+
+    Raises: EnvironmentFailed where the error is not about that one, but would be met at any.
+    """
     start, n = 0, len(refs)
     while start < len(refs):
         try:
@@ -151,6 +154,8 @@ def read_each(source: Source, refs: Sequence[object]) -> Iterator[np.ndarray | b
                 start += 1
                 yield data
         except OSError as err:
+            if told := as_system_error(f"{source.name} {refs[start]}", err):
+                raise told from err
             start, n = start + 1, AFTER_ERROR
             yield err
 

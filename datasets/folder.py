@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from datasets.commit import is_unfinished
-from datasets.errors import SourceError
+from datasets.errors import SourceError, UserError, system_error
 from datasets.images import SUFFIXES
 from datasets.shard_files import EXAMPLE, find_shards
 from datasets.source import Listing, Samples, is_held_out, read_files
 from datasets.storage import entries, files_below, is_folder, is_object, key
+from datasets.storage_errors import translating_errors
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
@@ -109,10 +111,13 @@ class Folder:
 
     def _subfolders(self, folder: Path) -> list[str]:
         try:
-            found = [name for name, is_dir in entries(folder) if is_dir]
+            found = [entry for entry in entries(folder) if not entry[0].startswith(".")]
         except OSError as err:
-            raise SourceError(f"{folder}: {err.strerror}; expected a readable folder") from err
-        return sorted(name for name in found if not name.startswith("."))
+            raise not_listed(folder, err) from err
+        for name, is_dir in found:
+            if not is_dir and not is_image(name) and not is_object(folder):
+                refuse_broken_link(folder / name)
+        return sorted(name for name, is_dir in found if is_dir)
 
     def _loose(self, folder: Path) -> Iterator[str]:
         """The files in the folder itself, as what is passed over."""
@@ -172,9 +177,10 @@ class Folder:
         while waiting:
             path = waiting.pop()
             try:
-                status, found = os.stat(path), list(os.scandir(path))
+                with translating_errors(path):
+                    status, found = os.stat(path), list(os.scandir(path))
             except OSError as err:
-                raise SourceError(f"{path}: {err.strerror}; expected a readable folder") from err
+                raise not_listed(path, err) from err
             if (status.st_dev, status.st_ino) in visited:  # a link back to where we came from
                 continue
             visited.add((status.st_dev, status.st_ino))
@@ -195,6 +201,23 @@ class Folder:
 
     def read(self, refs: Sequence[str]) -> Iterator[bytes]:
         return read_files(self.image_folder, refs)
+
+
+def not_listed(folder: Path | str, err: OSError) -> UserError:
+    """What to tell of a folder whose names cannot be had; what is in it cannot be left out."""
+    if err.errno == errno.EIO:
+        return system_error(folder, err)
+    return SourceError(f"{folder}: {err.strerror}; expected a readable folder")
+
+
+def refuse_broken_link(path: Path) -> None:
+    """Raises: SourceError if it is a link that cannot be followed: it may have led to the images of
+    a class, and without that the others would have other numbers."""
+    if path.is_symlink() and not os.path.exists(path):
+        raise SourceError(
+            f"{readable(str(path))}: a link to {readable(os.readlink(path))}, which cannot be "
+            "followed; restore what it leads to, or remove the link if it is no class"
+        )
 
 
 def is_image(name: str) -> bool:

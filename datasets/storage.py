@@ -21,7 +21,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from datasets.errors import UserError, first_line
+from datasets.errors import UserError, as_system_error, first_line
 from datasets.storage_errors import hide_credentials, translating_errors
 
 URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<whole>/?)(?P<bucket>[^/]*).*", re.S)
@@ -184,15 +184,21 @@ def entries(folder: Path) -> Iterator[tuple[str, bool]]:
             if name and info["name"].rstrip("/") != key(folder):
                 yield name, info["type"] == "directory"
     else:
-        for entry in os.scandir(folder):
-            yield entry.name, is_folder(entry)
+        with translating_errors(folder):
+            for entry in os.scandir(folder):
+                yield entry.name, is_folder(entry)
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or leads to one; a link that leads nowhere, or to itself, is none."""
+    """Whether it is a folder or leads to one; a link that leads nowhere, or to itself, is none.
+
+    Raises: EnvironmentFailed if its disk or mount does not answer.
+    """
     try:
         return entry.is_dir()
-    except OSError:
+    except OSError as err:
+        if told := as_system_error(entry.path, err):
+            raise told from err
         return False
 
 
@@ -206,9 +212,10 @@ def open_file(path: Path) -> Iterator[BufferedReader]:
 
 @contextmanager
 def for_arrow(path: Path) -> Iterator[Any]:
-    """What pyarrow reads from: the path, or an object that is open."""
+    """What pyarrow reads from: the path, or an object that is open; with errors as `open_file`."""
     if not is_object(path):
-        yield path
+        with translating_errors(path):
+            yield path
         return
     with open_file(path) as file:
         yield file

@@ -1,4 +1,5 @@
-"""What the libraries of object storage raise, as errors that a user can act upon."""
+"""What the libraries of object storage, or the system, raise where a storage fails, as errors that
+a user can act upon."""
 
 from __future__ import annotations
 
@@ -8,7 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from datasets.errors import EnvironmentFailed, StorageRefused, UserError, first_line
+from datasets.errors import (
+    EnvironmentFailed,
+    StorageRefused,
+    UserError,
+    as_system_error,
+    first_line,
+)
 
 LIBRARIES = (  # whose errors are the storage's; `google` alone would be protobuf's too
     *("botocore.", "aiobotocore.", "aiohttp.", "gcsfs.", "azure."),
@@ -66,15 +73,16 @@ def storage_error(what: Path | str, err: BaseException) -> EnvironmentFailed:
 
 @contextmanager
 def translating_errors(what: Path | str) -> Iterator[None]:
-    """Raises: EnvironmentFailed where the storage does not answer; StorageRefused, which is one of
-    these, where it does not allow it. That something is not there is the FileNotFoundError it was.
+    """Raises: EnvironmentFailed where the storage, a disk or a mount does not answer;
+    StorageRefused, which is one of these, where object storage does not allow it. That something is
+    not there is the FileNotFoundError it was.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as err:
-        told = as_storage_error(what, err)
+        told = as_storage_error(what, err) or as_system_error(what, err)
         is_absent = isinstance(err, FileNotFoundError) and not isinstance(told, StorageRefused)
         if told is None or is_absent:
             raise

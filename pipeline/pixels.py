@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets.errors import EnvironmentFailed, ImageError
-from datasets.fingerprint import read_each
+from datasets.fingerprint import NOT_READ, read_each
 from datasets.source import Samples, Source
 from pipeline.memory import aligned
 from pipeline.report import size
@@ -55,7 +55,10 @@ class Pixels:
         for i in positions.tolist():
             image = self.stored[i] if i < n else next(decoded)
             if isinstance(image, ImageError):  # it decoded when training began
-                raise ImageError(f"{self.samples.ids[i]}: {image}")
+                told = f"{self.samples.ids[i]}: {image}"
+                if str(image).startswith(NOT_READ):
+                    raise EnvironmentFailed(f"{told}, but could when the run began; try again")
+                raise ImageError(told)
             found.append(image)
         return found
 

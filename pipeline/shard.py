@@ -232,14 +232,18 @@ def read_checked(task: Task) -> Iterator[tuple[int, np.ndarray | bytes | None]]:
         if i in task.unreadable:
             yield i, None
             continue
+        name, machine = task.samples.ids[i], os.uname().nodename
         try:
-            data = next(found)
-            changed = digest_of(data) != task.digests[i]
-        except (OSError, StopIteration):
-            changed = True
-        if changed:
+            data = next(found, None)
+        except OSError as err:
+            told = "is gone" if isinstance(err, FileNotFoundError) else err.strerror or err
             raise EnvironmentFailed(
-                f"{task.samples.ids[i]}: changed while the run read it; run the same command again"
+                f"{name}: {told} on {machine}, and could be read a moment ago; run the same "
+                "command again"
+            ) from err
+        if data is None or digest_of(data) != task.digests[i]:
+            raise EnvironmentFailed(
+                f"{name}: changed while the run read it; run the same command again"
             )
         yield i, data
 
