@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from datasets.data_dir import DATA_DIR
 from datasets.errors import Damaged, UserError, printable, system_failure
@@ -33,6 +34,7 @@ from pipeline.options import (
     Quiet,
     augmenting,
     with_options_of,
+    wrong_words,
 )
 from trainers.options import RunDataDir, RunDataset, training
 
@@ -591,7 +593,7 @@ def main(log_format: str | None = None) -> NoReturn:
     logs = log_format or asked_log_format(sys.argv)
     try:
         check_packages()
-        raise SystemExit(app(standalone_mode=logs == "text"))
+        raise SystemExit(app(prog_name="pipeline", standalone_mode=False))
     except Stopped as err:  # only here, when no progress bar would wipe the line away
         is_training = {"train", "crossval", "ablate"} & {*sys.argv[1:2]}
         message = (
@@ -602,17 +604,18 @@ def main(log_format: str | None = None) -> NoReturn:
     except UserError as err:
         tell_error(logs, str(err), err.exit_code, mistakes=err.mistakes)
         raise SystemExit(err.exit_code) from None
+    except TyperException as err:
+        if words := wrong_words(err):
+            tell_error(logs, words, UserError.exit_code)
+        raise SystemExit(UserError.exit_code) from None
     except Exception as err:
         if (told := as_storage_error("object storage", err) or system_failure(err)) is not None:
             tell_error(logs, str(told), told.exit_code)
             raise SystemExit(told.exit_code) from None
         if logs == "text":
             raise
-        # Wrong words are told by Typer itself as text.
-        code, words = getattr(err, "exit_code", 1), getattr(err, "format_message", None)
-        trace = {} if words else {"traceback": "\n" + traceback.format_exc()}
-        tell_error(logs, words() if words else repr(err), code, **trace)
-        raise SystemExit(code) from None
+        tell_error(logs, repr(err), 1, traceback="\n" + traceback.format_exc())
+        raise SystemExit(1) from None
 
 
 def tell_error(log_format: str, message: str, exit_code: int, **fields: Any) -> None:

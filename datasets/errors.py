@@ -151,14 +151,18 @@ def system_error(what: object, err: OSError) -> EnvironmentFailed:
     )
 
 
+def similar(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'rotate'?` where one of the known words is near, else nothing."""
+    as_typed = {name.lower(): name for name in reversed([*known])}
+    match = difflib.get_close_matches(word.lower(), as_typed, n=1)
+    return f"did you mean {as_typed[match[0]]!r}?" if match else ""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`did you mean 'rotate'?` where one of the known words is near, else the first of them."""
     names = list(known)
-    as_typed = {name.lower(): name for name in reversed(names)}
-    if match := difflib.get_close_matches(word.lower(), as_typed, n=1):
-        return f"did you mean {as_typed[match[0]]!r}?"
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return f"known: {', '.join(names[:SHOWN_NAMES])}{more}"
+    return similar(word, names) or f"known: {', '.join(names[:SHOWN_NAMES])}{more}"
 
 
 def first_line(err: BaseException) -> str:

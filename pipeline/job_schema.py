@@ -18,7 +18,7 @@ KEYS = {
     "name": "a name of letters, digits, dots, - and _, at most 100",
     "history": "a folder",
     "deadline": "a time such as 90s, 30min or 6h, in whole numbers",
-    "steps": "a list of one or more commands, each with its options",
+    "steps": "a list of one or more commands, each after a dash, with its options",
 }
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets.catalog import data_name
-from datasets.errors import JobError, UserError, first_line, nearest, system_failure
+from datasets.errors import JobError, UserError, first_line, nearest, similar, system_failure
 from datasets.storage import local_path
 from pipeline.default_out import DEFAULT_OUT, default_out
 from pipeline.job_schema import KEYS, PLACEHOLDER, Placeholder, job_model
@@ -19,6 +19,7 @@ from pipeline.steps import Command, at_home
 UNITS_S = {"s": 1, "min": 60, "h": 3600}
 SHOWN_MISTAKES = 50
 SHOWN_CHARACTERS = 60
+Loc = tuple[str | int, ...]  # the keys and positions that lead to a value in the job
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def read_job_file(
       changes: `KEY=VALUE` or `STEP.OPTION=VALUE`, which every step of that command gets.
       commands: What a step may be, by name.
       environ: What `${NAME}` stands for. date: What `${DATE}` stands for.
-    Raises: JobError that tells all mistakes at once: those of its form or, if there is none, those
-      of the values.
+    Raises: JobError that tells all mistakes at once: variables that are not set, with those of its
+      form or, if there is none, those of the values.
     """
     data = read_bytes(path)
     body = parse(data, str(path))
@@ -72,11 +73,10 @@ def read_job_file(
     for change in changes:
         apply(change, body)
     body.setdefault("name", path.stem)
-    mistakes: list[str] = []
-    filled = fill_in(with_dashes(body), {**environ, "DATE": date}, (), mistakes)
-    if mistakes:
-        raise refused(path, mistakes)
-    return checked(path, hashlib.sha256(data).hexdigest(), filled, commands)
+    unset: dict[Loc, list[str]] = {}
+    filled = fill_in(with_dashes(body), {**environ, "DATE": date}, (), unset)
+    text = "" if changes else data.decode("utf-8-sig")  # whose lines are no longer the job's
+    return checked(path, hashlib.sha256(data).hexdigest(), text, filled, commands, unset)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -169,18 +169,16 @@ def with_dashes(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "steps": [of_step(s) for s in steps]} if isinstance(steps, list) else body
 
 
-def fill_in(
-    value: Any, known: Mapping[str, str], loc: tuple[object, ...], mistakes: list[str]
-) -> Any:
+def fill_in(value: Any, known: Mapping[str, str], loc: Loc, unset: dict[Loc, list[str]]) -> Any:
     """The value with `${NAME}` replaced in all texts; `$${` stays as `${`.
 
-    loc: The keys and positions that lead to the value in the job.
-    mistakes: Gets a line for each name that is not known, or is none.
+    loc: Of the value.
+    unset: Gets, of each text, a line for each name that is not known, or is none.
     """
     if isinstance(value, dict):
-        return {key: fill_in(one, known, (*loc, key), mistakes) for key, one in value.items()}
+        return {key: fill_in(one, known, (*loc, key), unset) for key, one in value.items()}
     if isinstance(value, list):
-        return [fill_in(one, known, (*loc, i), mistakes) for i, one in enumerate(value)]
+        return [fill_in(one, known, (*loc, i), unset) for i, one in enumerate(value)]
     if not isinstance(value, str):
         return value
 
@@ -189,12 +187,12 @@ def fill_in(
         if text == "$${":
             return "${"
         if not re.fullmatch(PLACEHOLDER, text):
-            mistakes.append(
+            unset.setdefault(loc, []).append(
                 f"{told_place(loc)}: found {shown(text)}, expected ${{NAME}}, or $${{ for these "
                 "two characters"
             )
         elif text[2:-1] not in known:
-            mistakes.append(
+            unset.setdefault(loc, []).append(
                 f"{told_place(loc)}: {text} is not set: no environment variable {text[2:-1]}"
             )
         else:
@@ -205,7 +203,7 @@ def fill_in(
     return Placeholder(filled) if re.fullmatch(PLACEHOLDER, value) else filled
 
 
-def told_place(loc: tuple[object, ...]) -> str:
+def told_place(loc: Loc) -> str:
     """`step 2 (train): out`, as far as the keys and positions lead, or a key of the job itself."""
     match loc:
         case ("steps", int(number), command, key, *_):
@@ -218,18 +216,25 @@ def told_place(loc: tuple[object, ...]) -> str:
 
 
 def checked(
-    path: Path, sha256: str, body: dict[str, Any], commands: Mapping[str, Command]
+    path: Path,
+    sha256: str,
+    text: str,
+    body: dict[str, Any],
+    commands: Mapping[str, Command],
+    unset: Mapping[Loc, list[str]],
 ) -> JobFile:
     """Raises: JobError with every mistake that was found."""
     from pydantic import ValidationError
 
+    mistakes = [line for lines in unset.values() for line in lines]
     try:
         valid: Any = job_model(tuple(commands.values())).model_validate(body)
     except ValidationError as err:
         # Those of the job itself first, which may be the cause of others.
         errors = sorted(err.errors(include_url=False), key=lambda error: len(error["loc"]) > 1)
-        mistakes = [mistake(error, commands) for error in errors]
-        raise refused(path, mistakes) from None
+        # Of what is not filled in, nothing else is known.
+        left = [e for e in errors if not any(e["loc"][: len(loc)] == loc for loc in unset)]
+        raise refused(path, mistakes + [mistake(e, commands, text) for e in left]) from None
     found = valid.model_dump(by_alias=True, exclude_unset=True)
     steps = [next(iter(step.items())) for step in found["steps"]]
     job = JobFile(
@@ -240,7 +245,9 @@ def checked(
         deadline_s=seconds_of(found["deadline"]) if "deadline" in found else None,
         steps=tuple(Step(commands[name], options) for name, options in steps),
     )
-    if mistakes := list(refusals(job.steps)) or list(outputs_in_history(job)):
+    unfilled = {loc[1] for loc in unset if loc[0] == "steps"}
+    mistakes += refusals(job.steps, unfilled)
+    if mistakes := mistakes or list(outputs_in_history(job)):
         raise refused(path, mistakes)
     return job
 
@@ -257,16 +264,29 @@ def folder_on_disk(path: Path, history: str) -> Path:
     return folder
 
 
-def refusals(steps: Sequence[Step]) -> Iterator[str]:
-    """What commands say to the values of their options, one line for each step that is refused."""
+def refusals(steps: Sequence[Step], unfilled: Collection[object]) -> Iterator[str]:
+    """What commands say to the values of their options, one line for each step that is refused.
+
+    unfilled: Positions of steps whose values are not all known.
+    """
     for number, step in enumerate(steps, 1):
+        if number - 1 in unfilled:
+            continue
         try:
             step.command.check(step.words)
         except (UserError, OSError, RuntimeError) as err:
             told = system_failure(err) or err
             if isinstance(told, RuntimeError):  # no path: a bug, which is nobody's mistake
                 raise
-            yield f"step {number} ({step.command.name}): {first_line(told)}"
+            told_of = as_in_file(first_line(told), step.command)
+            yield f"step {number} ({step.command.name}): {told_of}"
+
+
+def as_in_file(told: str, command: Command) -> str:
+    """What a command says of its options, with their names as a job file has them."""
+    names = {one.on: one.name for one in command.options if one.on}
+    names |= {one.off: f"{one.name}: false" for one in command.options if one.off}
+    return re.sub(r"--[a-z][a-z0-9-]*", lambda flag: names.get(flag[0], flag[0]), told)
 
 
 def outputs_in_history(job: JobFile) -> Iterator[str]:
@@ -299,7 +319,7 @@ def seconds_of(deadline: str) -> float:
     return int(number) * UNITS_S[unit]
 
 
-def mistake(error: Any, commands: Mapping[str, Command]) -> str:
+def mistake(error: Any, commands: Mapping[str, Command], text: str) -> str:
     """What pydantic found: place, found, expected."""
     where = told_place(error["loc"])
     match error["loc"]:
@@ -311,14 +331,33 @@ def mistake(error: Any, commands: Mapping[str, Command]) -> str:
         case ("steps", _, key):
             known = dict.fromkeys(commands, "options, each with its value")
         case ("steps", _):
-            key, known = "", {"": "one command with its options"}
+            key, known = "", {"": "one command and a colon, its options indented below it"}
         case (key,):
             known = KEYS
     if error["type"] == "extra_forbidden":
+        if known is KEYS and any(key == one.name for c in commands.values() for one in c.options):
+            line = line_of(text, error["loc"])
+            return f"{line}{where} is an option; indent it further than the command that it is of"
         return f"{where} is not known; {nearest(key, known)}"
     if error["type"] == "missing":
         return f"{where} is missing; expected {known[key]}"
-    return f"{where}: found {shown(error['input'])}, expected {known[key]}"
+    found = error["input"]
+    if isinstance(found, dict):  # most often since something is indented too little or too far
+        where = line_of(text, error["loc"]) + where
+    told = f"{where}: found {shown(found)}, expected {known[key]}"
+    if error["type"] != "literal_error":
+        return told
+    kind: Any = next(one.kind for one in commands[command].options if one.name == key)
+    hint = similar(str(found), map(str, kind))
+    return f"{told}; {hint}" if hint else told
+
+
+def line_of(text: str, loc: Loc) -> str:
+    """`line 3: `, where the text of the job has the value; nothing where it has none."""
+    from pipeline.yaml_file import find_line
+
+    line = find_line(text, loc)
+    return f"line {line}: " if line else ""
 
 
 def shown(value: Any) -> str:
@@ -327,6 +366,8 @@ def shown(value: Any) -> str:
         return "nothing"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict) and value:
+        return f"the key{'s' * (len(value) > 1)} {', '.join(map(shown_name, value))}"
     text = repr(str(value)) if isinstance(value, str) else repr(value)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from datasets.data_dir import DATA_DIR
-from datasets.errors import UserError
+from datasets.errors import UserError, similar
 from datasets.storage import place
 
 if TYPE_CHECKING:
@@ -126,6 +126,29 @@ Log = Annotated[
         "JSON lines on standard error."
     ),
 ]
+
+
+def wrong_words(err: Any) -> str:
+    """What Typer refuses on a command line, in one line; nothing where it has printed the help.
+
+    err: A `TyperException`.
+    """
+    from pydantic import ValidationError
+
+    cause = err.__cause__
+    if not isinstance(cause, ValidationError):
+        context = getattr(err, "ctx", None)
+        see = f"; see `{context.command_path} --help`" if context else ""
+        message: str = err.format_message()
+        return message.rstrip(".") + see if message else ""
+    found = cause.errors()[0]
+    where = f"{err.param.opts[0]} {found['input']}"
+    choices = [str(choice) for choice in err.param.type_descriptor.choices or ()]
+    if not choices:
+        told = found["msg"].removeprefix("Value error, ").replace("Input should be", "expected", 1)
+        return f"{where}: {told.partition(', unable to parse')[0]}"
+    hint = similar(found["input"], choices)
+    return "; ".join([f"{where}: expected one of {', '.join(choices)}", *filter(None, [hint])])
 
 
 # Options of augment that are about files, or about other processes.

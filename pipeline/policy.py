@@ -247,7 +247,8 @@ def build_policy(parts: list[ast.expr], text: str) -> Policy:
             continue
         if not (isinstance(part, ast.Call) and isinstance(part.func, ast.Name)):
             name = part.id if isinstance(part, ast.Name) else source
-            hint = f"write {name}()" if name in OPS else nearest(name, [*PRESETS, *OPS])
+            is_op = name in OPS or name.startswith(PREFIX)
+            hint = f"write {name}()" if is_op else nearest(name, [*PRESETS, *OPS])
             raise PolicyError(
                 f"{where}: expected an op such as rotate(degrees=15) or a preset; {hint}"
             )

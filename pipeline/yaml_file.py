@@ -6,6 +6,7 @@ Of YAML 1.2: `yes` and 2026-01-01 are text, 1e-3 is a number, 010 is ten.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -78,6 +79,28 @@ def read_yaml(text: str) -> Any:
         mark = getattr(err, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(err, "problem", None) or getattr(err, "reason", None) or "no YAML"
-        raise ValueError(f"{where}{' '.join(problem.split())}") from None
+        is_form = isinstance(err, yaml.scanner.ScannerError | yaml.parser.ParserError)
+        hint = "; look at the indentation and the quotes from there upwards" if is_form else ""
+        raise ValueError(f"{where}{' '.join(problem.split())}{hint}") from None
     except (ValueError, OverflowError) as err:  # or none at all, as "\\UFFFFFFFF"
         raise ValueError(f"no text: {err}") from None
+
+
+def find_line(text: str, path: Iterable[str | int]) -> int | None:
+    """The line, from 1, on which a text that `read_yaml` accepts has the value that these keys and
+    positions lead to, or its key; None where it has none."""
+    node = yaml.compose(text, PlainLoader)
+    line = None
+    for step in path:
+        if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+        elif isinstance(node, yaml.MappingNode):
+            pairs = {key.value: (key, value) for key, value in node.value}
+            if step not in pairs:
+                return None
+            key, node = pairs[step]
+            line = key.start_mark.line + 1
+        else:
+            return None
+    return line

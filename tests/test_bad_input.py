@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,7 +79,25 @@ def test_an_output_without_a_bucket_is_refused(
 
 
 def test_an_option_that_does_not_exist_suggests_the_nearest() -> None:
-    assert "--copies" in run("augment", "--copie", 3, code=2).stderr
+    line = refused(2, "augment", "--copie", 3)
+    assert "--copie (Possible options: --copies" in line
+    assert line.endswith("; see `pipeline augment --help`")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("train", "--model", "MobilNetV2"), "VGG16, VGG19, .*; did you mean 'MobileNetV2'\\?$"),
+        (("crossval", "--model", "x"), ": --model x: expected one of cnn, .*, ConvNeXtTiny$"),
+        (("train", "--alpha", 0), ": --alpha 0: expected greater than or equal to 0.05$"),
+        (("augment", "--copies", "many"), ": --copies many: expected a valid integer$"),
+        (("verify",), "Missing argument 'PATH.URL'; see `pipeline verify --help`$"),
+    ],
+)
+def test_a_wrong_value_is_told_in_one_line_with_what_was_expected(
+    words: tuple[object, ...], expected: str
+) -> None:
+    assert re.search(expected, refused(2, *words))
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:

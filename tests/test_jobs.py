@@ -138,11 +138,13 @@ WRONG: list[tuple[str, str, bool]] = [
     ("[1]", "found [1], expected name, deadline, steps", True),
     ("name: x", "steps is missing; expected a list of one or more commands", True),
     ("steps: []", "steps: found [], expected a list of one or more commands", True),
-    ("steps: {clean: }", "steps: found {'clean': None}, expected a list of one", True),
-    ("steps: [clean]", "step 1: found 'clean', expected one command with its options", True),
-    ("steps: [{clean: , verify: }]", "step 1: found {'clean': None, 'verify'", True),
+    ("steps: {clean: }", "line 1: steps: found the key clean, expected a list of one", True),
+    ("steps: [clean]", "step 1: found 'clean', expected one command and a colon", True),
+    ("steps: [{clean: , verify: }]", "line 1: step 1: found the keys clean, verify, exp", True),
     ("steps: [{clean: }, {agument: }]", "step 2: agument is not known; did you mean 'aug", True),
     ("steps: [{run: }]", "step 1: run is not known; known: augment, train, crossval", True),
+    ("steps:\n- augment:\n  copies: 3", "line 2: step 1: found the keys augment, copies", True),
+    ("steps:\n- clean:\nfolder: a", "line 3: folder is an option; indent it further", True),
     ("steps: [{clean: 5}]", "step 1: clean: found 5, expected options", True),
     ("steps: [{evaluate: }]", "step 1: evaluate: found nothing, expected options", True),
     ("steps: [{verify: {}}]", "step 1 (verify): folder is missing; expected text", True),
@@ -162,6 +164,11 @@ WRONG: list[tuple[str, str, bool]] = [
     ("steps: [{augment: {original: yes}}]", "found 'yes', expected true or false", True),
     ("steps: [{augment: {original: 1}}]", "found 1, expected true or false", True),
     ("steps: [{augment: {format: csv}}]", "found 'csv', expected one of parquet, tfrecord", True),
+    (
+        "steps: [{train: {model: mobilnetv2}}]",
+        "MobileNetV2, EfficientNetV2B0, ConvNeXtTiny; did you mean 'MobileNetV2'?",
+        True,
+    ),
     ("steps: [{augment: {policy: 1.5}}]", "policy: found 1.5, expected text", True),
     ("steps: [{augment: {policy: [flip()]}}]", "policy: found ['flip()'], expected text", True),
     ("steps: [{augment: {out: ''}}]", "out: found '', expected text", True),
@@ -215,7 +222,8 @@ def test_reader_and_schema_accept_the_same_jobs(tmp_path: Path, text: str) -> No
 
 # YAML that is none, or would do or be more than it should.
 HOSTILE = {
-    "no YAML": ("a: b: c", "line 1: mapping values are not allowed here"),
+    "no YAML": ("a: b: c", "line 1: mapping values are not allowed here; look at the indentation"),
+    "indented less": ("a:\n   b: 1\n  c: 2", "found '<block mapping start>'; look at the ind"),
     "twice": ("steps: []\nsteps: [{clean: }]", "line 2: steps is there twice"),
     "option twice": ("steps: [{clean: {folder: a, folder: b}}]", "folder is there twice"),
     "object": ("a: !!python/object/apply:os.system [ls]", "python/object/apply:os.system is not"),
@@ -301,6 +309,29 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     )
 
 
+def test_variables_that_are_not_set_hide_no_other_mistakes(tmp_path: Path) -> None:
+    unset = "{augment: {out: '${A}', copies: '${B}'%s}}"
+    for other, step, told in (
+        (", copys: 1", "{clean: }", "step 1 (augment): copys is not known; did you mean 'copies'?"),
+        ("", "{clean: 5}", "step 2: clean: found 5, expected options, each with its value"),
+    ):
+        with pytest.raises(UserError, match=r"yaml: 3 mistakes$") as caught:
+            read(tmp_path, f"steps: [{unset % other}, {step}]")
+        assert caught.value.mistakes == (
+            "step 1 (augment): out: ${A} is not set: no environment variable A",
+            "step 1 (augment): copies: ${B} is not set: no environment variable B",
+            told,
+        )
+    with pytest.raises(UserError, match=r"yaml: 2 mistakes$") as caught:
+        read(tmp_path, "steps: [{augment: {out: '${A}', copies: -1}}, {augment: {copies: -3}}]")
+    assert caught.value.mistakes[1] == "step 2 (augment): copies: expected 0 to 65,535, got -3"
+
+
+def test_a_changed_job_has_no_lines(tmp_path: Path) -> None:
+    told = refusal(tmp_path, "steps: [{clean: }]", "steps={clean: }")
+    assert told.startswith(f"{tmp_path}/job.yaml: steps: found the key clean, expected a list")
+
+
 def test_all_variables_that_are_not_set_are_told_at_once(tmp_path: Path) -> None:
     job = "steps: [{augment: {out: '${A}/x', policy: '${'}}, {evaluate: {runs: [a, '${B}']}}]"
     with pytest.raises(UserError, match=r"yaml: 4 mistakes$") as caught:
@@ -316,16 +347,16 @@ def test_all_variables_that_are_not_set_are_told_at_once(tmp_path: Path) -> None
 # What only the command knows of the values of its options.
 UNFIT = {
     "{augment: {policy: 'flip()|rotat(degrees=3)'}}": "rotat",
-    "{evaluate: {runs: [a], image-size: 0}}": "--image-size 0: expected pixels such as 224",
+    "{evaluate: {runs: [a], image-size: 0}}": "image-size 0: expected pixels such as 224",
     "{preview: {policy: missing.yaml}}": "missing.yaml",
     "{augment: {out: 'ftp://host/x'}}": "ftp://host/x: ftp:// is not known",
-    "{augment: {copies: 0, original: false}}": "--copies 0 --no-original: nothing to write",
-    "{augment: {keep: 3}}": "--keep 3: is about published versions; give --publish too",
-    "{augment: {online: true, format: tfrecord}}": "--online: writes no shards; leave out --format",
-    "{augment: {engine: tensorflow}}": "--engine: shards are OpenCV's; leave it out",
-    "{train: {verify: true}}": "--verify: checks shards; give --offline, or leave it out",
+    "{augment: {copies: 0, original: false}}": "copies 0 original: false: nothing to write",
+    "{augment: {keep: 3}}": "keep 3: is about published versions; give publish too",
+    "{augment: {online: true, format: tfrecord}}": "online: writes no shards; leave out format",
+    "{augment: {engine: tensorflow}}": "engine: shards are OpenCV's; leave it out",
+    "{train: {verify: true}}": "verify: checks shards; give offline, or leave it out",
     "{ablate: {out: ~no-such-user/x}}": "Could not determine home directory",
-    "{crossval: {mode: freeze}}": "--model cnn: learns from nothing",
+    "{crossval: {mode: freeze}}": "model cnn: learns from nothing",
 }
 
 
@@ -350,7 +381,7 @@ def test_several_mistakes_are_a_line_each_under_one_that_names_the_file(
         lines = [f"pipeline: {lines[0]}", *(f"  {line}" for line in lines[1:])]
     assert lines[0] == f"pipeline: {path}: 2 mistakes"
     assert lines[1].startswith("  step 1 (augment): policy, 'flop()' at ")
-    assert lines[2].startswith("  step 2 (train): --image-size 9x: expected pixels")
+    assert lines[2].startswith("  step 2 (train): image-size 9x: expected pixels")
     assert len(lines) == 3
 
 

@@ -94,6 +94,7 @@ def test_spelling_does_not_matter_to_the_canonical_form() -> None:
         ("rotate(1, 2, 3)", "takes at most 2 arguments"),
         ("rotate(**{'degrees': 3})", "** is not understood"),
         ("rotate", "write rotate()"),
+        ("flip()|albumentations.Blur", "write albumentations.Blur()"),
         ("standart", "did you mean 'standard'"),
         ("shift(x=0.1", "cannot be read at character"),
         ("", "cannot be read"),

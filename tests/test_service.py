@@ -190,7 +190,7 @@ def test_quiet_prints_errors_only(tmp_path: Path) -> None:
     ("words", "code", "message"),
     [
         (("augment", "--dataset", "/nowhere"), 2, "--dataset /nowhere: neither a known name"),
-        (("augment", "--copies", "many"), 2, "Invalid value"),
+        (("augment", "--copies", "many"), 2, "--copies many: expected a valid integer"),
         (("augment", "--copys", "1"), 2, "No such option: --copys"),
         (("run", "nothing.yaml"), 2, "nothing.yaml: no such file"),
     ],

@@ -402,7 +402,7 @@ def test_training_ends_when_no_epoch_is_better_and_keeps_the_best_ones_weights(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--model", "lenet"), "'lenet' is not one of 'cnn', 'textbook'"),
+        (("--model", "lenet"), "--model lenet: expected one of cnn, textbook, VGG16"),
         (("--dataset", "photos"), "its images have different sizes, and a batch has one"),
         (("--dataset", "photos", "--image-size", 6), "needs images of at least 8 pixels a side"),
         (("--offline", "shards", "--policy", "flip()"), "was written with shift"),
