@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ from datasets.commit import (
     tidy,
     unfinished_runs,
 )
-from datasets.errors import OutputError, UserError
+from datasets.errors import EnvironmentFailed, OutputError, UserError
 from datasets.index import index_path
 from datasets.manifest import (
     VERSION,
@@ -56,6 +56,7 @@ from pipeline.plan import (
     make_plan,
     output_folder,
     refuse_too_many_bad,
+    unreadable,
 )
 from pipeline.report import Report, counted
 from pipeline.scratch import sweep
@@ -78,6 +79,8 @@ def is_intact_version(plan: Plan) -> bool:
         return False
     try:
         return not any(damages(plan.folder, read_manifest(plan.folder)))
+    except EnvironmentFailed:  # of a disk that fails nothing is known
+        raise
     except UserError:
         return False
 
@@ -147,6 +150,7 @@ def dry_run(config: AugmentConfig, report: Report) -> str:
             return f"{plan.out}: this job was done before; nothing to do"
     except OutputError as err:
         return f"{describe_plan(plan, n_workers)}\nbut not there: {err}"
+    refuse_bad(unreadable(plan.samples, plan.scans), plan, config.max_bad, report)
     text = describe_plan(plan, n_workers)
     base = find_base(plan, config.overwrite, report)
     return f"{text}\n{describe_base(plan, base)}" if base else text
@@ -260,6 +264,8 @@ def make(
 
     check_held: Raises where this process has lost the output to another.
     """
+    # Known before any work; what does not decode is found by it.
+    refuse_bad(unreadable(plan.samples, plan.scans), plan, config.max_bad, report)
     partial = plan.partial
     if is_made_again(config, plan):
         refuse_other_bytes(plan)
@@ -289,13 +295,7 @@ def make(
     made, first = run_tasks(config, plan, tasks, client, report)
     worked = time.monotonic()
     shards = in_order([*done.values(), *(m.record for m in made)])
-    refuse_too_many_bad(
-        [item for record in shards for item in record.quarantined],
-        sum(len(part) for part in plan.samples.values()),
-        config.max_bad,
-        "nothing was committed; fix or remove them, or run again with a higher --max-bad "
-        "(finished shards are kept)",
-    )
+    refuse_bad([i for r in shards for i in r.quarantined], plan, config.max_bad, report)
     check_held()
     finish(plan.folder, plan.job, plan.classes, shards, config.overwrite)
     if base and base.folder in others:  # what was of use of it is in the output
@@ -306,6 +306,18 @@ def make(
         n_kept=sum(m.is_kept for m in made),
         n_carried=sum(m.n_carried for m in made),
         n_written=sum(m.record.rows - m.n_carried for m in made if not m.is_kept),
+    )
+
+
+def refuse_bad(bad: Sequence[tuple[str, str]], plan: Plan, max_bad: float, report: Report) -> None:
+    """Raises: NotCommitted where so many (sample id, reason) are more than may be left out."""
+    refuse_too_many_bad(
+        bad,
+        sum(len(part) for part in plan.samples.values()),
+        max_bad,
+        "nothing was committed; fix or remove them, or run again with a higher --max-bad (finished "
+        "shards are kept)",
+        report,
     )
 
 

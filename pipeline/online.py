@@ -32,6 +32,7 @@ from pipeline.plan import (
     refuse_too_many_bad,
     refuse_unreadable,
     tell_listing,
+    unreadable,
 )
 from pipeline.policy import Policy, refuse_library_ops, resolve_policy
 from pipeline.report import Report, counted, duration
@@ -148,6 +149,8 @@ def open_split(
     with report.progress(len(samples), "reading") as progress:
         found = scan(source, samples, progress.advance)
     refuse_unreadable(config.dataset, {config.split: samples}, {config.split: found})
+    known = unreadable({config.split: samples}, {config.split: found})
+    refuse_too_many_bad(known, len(samples), config.max_bad, "fix or remove them", report)
     shape = common_shape({config.split: found}, config.image_size)
     if shape is None:
         raise UserError(
@@ -165,7 +168,7 @@ def open_split(
         if why.startswith(NOT_READ) and found.digests[i]:  # else this run would be another
             raise EnvironmentFailed(f"{samples.ids[i]}: {why}, but could a moment ago; try again")
     named = sorted((samples.ids[i], why) for i, why in bad.items())
-    refuse_too_many_bad(named, len(samples), config.max_bad, "fix or remove them")
+    refuse_too_many_bad(named, len(samples), config.max_bad, "fix or remove them", report)
     for name, why in named:
         report.say(f"not used: {name}: {why}", event="quarantined", sample=name, reason=why)
     block_samples = resolve_block_samples(config.block_samples, {config.split: found}, shape)

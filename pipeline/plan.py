@@ -309,20 +309,24 @@ def make_plan(
     )
 
 
+def unreadable(samples: dict[str, Samples], scans: dict[str, Scan]) -> list[tuple[str, str]]:
+    """(sample id, reason) of those whose file or header cannot be used."""
+    return [
+        (samples[split].ids[i], why)
+        for split, found in scans.items()
+        for i, why in sorted(found.errors.items())
+    ]
+
+
 def refuse_unreadable(dataset: str, samples: dict[str, Samples], scans: dict[str, Scan]) -> None:
     """Raises: SourceError, with one of the reasons, if there is no image that can be read."""
     if any(found.shapes.any() for found in scans.values()):
         return
-    reasons = (
-        (samples[split].ids[i], why)
-        for split, found in scans.items()
-        for i, why in sorted(found.errors.items())
-    )
-    if first := next(reasons, None):
-        n = sum(map(len, samples.values()))
+    if reasons := unreadable(samples, scans):
+        n, (name, why) = sum(map(len, samples.values())), reasons[0]
         raise SourceError(
             f"{dataset}: not one of its {n:,} files is an image that can be read; the first is "
-            f"{first[0]}: {first[1]}"
+            f"{name}: {why}"
         )
     raise SourceError(f"{dataset}: the split {' or '.join(scans)} has no image; add some")
 
@@ -344,10 +348,13 @@ def tell_listing(dataset: str, listing: Listing, report: Report) -> None:
 
 
 def refuse_too_many_bad(
-    bad: Sequence[tuple[str, str]], total: int, max_bad: float, advice: str
+    bad: Sequence[tuple[str, str]], total: int, max_bad: float, advice: str, report: Report
 ) -> None:
-    """Raises: NotCommitted that names some of the (sample id, reason) where they are too many."""
+    """Raises: NotCommitted that names five of the (sample id, reason) where they are too many; the
+    event before it names all."""
     if len(bad) > max_bad * total or len(bad) == total:
+        files = [{"sample": name, "reason": why} for name, why in bad]
+        report.event(f"{len(bad)} inputs cannot be used", event="bad_inputs", files=files)
         names = "; ".join(f"{name}: {why}" for name, why in bad[:5])
         more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise NotCommitted(

@@ -4,6 +4,7 @@ half-visible."""
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -229,8 +230,8 @@ def with_bad_files(folder: Path) -> Path:
 def test_too_many_bad_inputs_commit_nothing_and_keep_the_shards(tmp_path: Path) -> None:
     photos, out = with_bad_files(tmp_path), tmp_path / "out"
     command = ("augment", "--dataset", photos, "--out", out, "--workers", 0)
-    line = refused(3, *command, "--quiet")
-    assert "3 of 43 inputs cannot be used, --max-bad 0.01 allows 0" in line
+    line = refused(3, *command, "--quiet", "--max-bad", 0.05)
+    assert "3 of 43 inputs cannot be used, --max-bad 0.05 allows 2" in line
     assert "cat/empty.jpg: empty file" in line
     assert not out.exists()
     (partial,) = tmp_path.glob(".out.partial-*")
@@ -240,6 +241,34 @@ def test_too_many_bad_inputs_commit_nothing_and_keep_the_shards(tmp_path: Path) 
     assert "not used: cat/empty.jpg: empty file" in result.stderr
     names = [sample_id for sample_id, _ in read_manifest(out).quarantined]
     assert sorted(names) == ["cat/empty.jpg", "dog/cut.png", "dog/text.png"]
+
+
+def test_too_many_unreadable_inputs_are_refused_before_any_work(tmp_path: Path) -> None:
+    photos, out = with_bad_files(tmp_path), tmp_path / "out"
+    command = ("augment", "--dataset", photos, "--out", out, "--workers", 0)
+    line = refused(3, *command)
+    assert "2 of 43 inputs cannot be used, --max-bad 0.01 allows 0: cat/empty.jpg: empty" in line
+    assert "run again with a higher --max-bad" in line
+    assert refused(3, *command, "--dry-run") == line
+    assert not list(tmp_path.glob(".out.partial-*"))
+    run(*command, "--max-bad", 0.1)
+    assert "nothing to do" in run(*command).stderr  # what stands was allowed when it was made
+
+
+@pytest.mark.parametrize("options", [(), ("--online", "--image-size", 20)])
+def test_all_bad_inputs_are_in_the_log_of_a_run_that_is_refused(
+    tmp_path: Path, options: tuple[object, ...]
+) -> None:
+    photos = write_photos(tmp_path / "photos" / "train")
+    names = [f"train/cat/empty{i}.png" for i in range(7)]
+    for name in names:
+        (tmp_path / "photos" / name).write_bytes(b"")
+    job = ("augment", "--dataset", photos.parent, "--log-format", "json", *options)
+    result = run(*job, "--out", tmp_path / "out.png", code=3)
+    bad, error = map(json.loads, result.stderr.splitlines())
+    assert "; and 2 more; " in error["message"]
+    assert bad["event"] == "bad_inputs"
+    assert bad["files"] == [{"sample": name, "reason": "empty file"} for name in names]
 
 
 def test_a_file_that_changes_while_the_run_reads_it_is_noticed(tmp_path: Path) -> None:

@@ -181,7 +181,8 @@ def test_two_runs_at_once_into_different_folders_do_not_disturb_each_other(
 
 def test_what_an_unfinished_run_left_is_named_and_cleaned(tmp_path: Path) -> None:
     photos, out = write_photos(tmp_path / "photos"), tmp_path / "outputs" / "out"
-    (photos / "cat" / "empty.png").write_bytes(b"")
+    whole = (photos / "cat" / "000.png").read_bytes()
+    (photos / "cat" / "cut.png").write_bytes(whole[: len(whole) // 2])
     job = ("augment", "--dataset", photos, "--workers", 0, "--out", out)
     run(*job, code=3)
     (left,) = out.parent.glob(".out.partial-*")
