@@ -114,6 +114,31 @@ def is_successor(job: Job, manifest: Manifest) -> bool:
     return (manifest.probe, manifest.versions) == (probe(), versions())
 
 
+def is_of_changed_source(job: Job, manifest: Manifest) -> bool:
+    """Whether the next job is the one of the manifest, but for what its source holds. The number of
+    blocks may follow from that; another block size was asked for."""
+    old = manifest.job
+    is_alike = set(old["splits"]) == set(job.splits) and old["block_samples"] == job.block_samples
+    return is_alike and old["source"] != job.source and is_successor(job, manifest)
+
+
+def source_changes(
+    base: Base,
+    classes: tuple[str, ...],
+    samples: Mapping[str, Samples],
+    scans: Mapping[str, Scan],
+) -> tuple[int, int, int]:
+    """How many samples are new, are others than they were, and are gone; the base has its index."""
+    n_known = n_equal = 0
+    is_numbered_alike = list(classes) == base.manifest.classes
+    for split, part in samples.items():
+        same, alike = compare(base.entries, split, part, scans[split])
+        n_known += sum(name in base.entries for name in part.ids)
+        n_equal += int((same & alike if is_numbered_alike else same).sum())
+    n_new = sum(map(len, samples.values())) - n_known
+    return n_new, n_known - n_equal, len(base.entries) - n_known
+
+
 def has_sidecars(folder: Path, manifest: Manifest) -> bool:
     """Whether the files beside the shards, which say how these are read, are as they were."""
     try:

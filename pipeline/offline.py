@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -38,7 +38,13 @@ from datasets.manifest import (
 )
 from datasets.schema import canonical_json
 from datasets.versions import last_pointer, latest, refuse_others, refuse_without_links
-from pipeline.base import Base, has_sidecars, is_successor
+from pipeline.base import (
+    Base,
+    has_sidecars,
+    is_of_changed_source,
+    is_successor,
+    source_changes,
+)
 from pipeline.estimate import describe_plan
 from pipeline.job import differences
 from pipeline.output import (
@@ -103,12 +109,28 @@ def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
     if manifest.job_sha256 == plan.job_sha256:
         refuse_missing_or_cut(out, manifest)
         return manifest
+    if is_of_changed_source(plan.job, manifest):
+        changes = told_changes(plan)
+        cost = ", which makes only what changed" if changes else ""
+        raise OutputError(
+            f"{out}: the source has changed since this was written{changes}; choose another --out, "
+            f"or replace it with --overwrite{cost}"
+        )
     changed = differences(manifest.job, json.loads(canonical_json(asdict(plan.job))))
     cost = ", which makes only what changed" if is_successor(plan.job, manifest) else ""
     raise OutputError(
         f"{out}: holds the output of another job ({changed}); choose another --out, or replace it "
         f"with --overwrite{cost}"
     )
+
+
+def told_changes(plan: Plan) -> str:
+    """` (1 new, 0 changed, 2 gone)`, or nothing where the output has no index that says it."""
+    base = plan.base
+    if base is None or base.folder != plan.folder or not base.entries:
+        return ""
+    n_new, n_changed, n_gone = source_changes(base, plan.classes, plan.samples, plan.scans)
+    return f" ({n_new:,} new, {n_changed:,} changed, {n_gone:,} gone)"
 
 
 def find_base(plan: Plan, overwrite: bool, report: Report) -> Base | None:
@@ -151,15 +173,22 @@ def dry_run(config: AugmentConfig, report: Report) -> str:
     except OutputError as err:
         return f"{describe_plan(plan, n_workers)}\nbut not there: {err}"
     refuse_bad(unreadable(plan.samples, plan.scans), plan, config.max_bad, report)
-    text = describe_plan(plan, n_workers)
-    base = find_base(plan, config.overwrite, report)
-    return f"{text}\n{describe_base(plan, base)}" if base else text
+    lines = [describe_plan(plan, n_workers)]
+    done = {} if is_made_again(config, plan) else read_records(plan.partial)
+    if done:
+        lines.append(
+            f"done    {len(done)} of {counted(len(plan.tasks()), 'shard')}, by a run that came to "
+            "no end; only the others would be made"
+        )
+    if base := find_base(plan, config.overwrite, report):
+        lines.append(describe_base(plan, done, base))
+    return "\n".join(lines)
 
 
-def describe_base(plan: Plan, base: Base) -> str:
-    """What would be taken over, in a line."""
+def describe_base(plan: Plan, done: Collection[str], base: Base) -> str:
+    """What would be taken over, in a line, beside the shards that are done."""
     n_whole = n_rows = 0
-    for task in plan.tasks(base=base):  # one at a time, as they are made
+    for task in plan.tasks(done, base):  # one at a time, as they are made
         if task.carried is None:
             continue
         if task.carried.is_whole:

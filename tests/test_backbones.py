@@ -215,7 +215,9 @@ def test_keras_own_cache_is_used_and_no_network_is_told(photos: Path, tmp_path: 
     job = ("train", "--dataset", photos, *NETWORK, "--epochs", 1, "--mode", "fine-tune")
     nowhere = {"KERAS_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
     message = run(*job, "--out", tmp_path / "run", code=5, env=nowhere).stderr
-    assert "MobileNet's cannot be downloaded" in message
+    assert "MobileNet's cannot be downloaded from https://storage.googleapis.com/" in message
+    assert "/mobilenet_2_5_224_tf_no_top.h5 (" in message
+    assert "refused); put mobilenet_2_5_224_tf_no_top.h5 into ~/.keras/models" in message
     body = keras.applications.MobileNet(
         include_top=False, weights=None, alpha=0.25, input_shape=(224, 224, 3)
     )

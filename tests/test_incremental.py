@@ -414,6 +414,47 @@ def test_what_a_run_that_came_to_no_end_has_made_is_taken_over(
     assert unfinished_runs(out, bool(options)) == []
 
 
+def test_a_dry_run_tells_what_a_run_that_came_to_no_end_has_made(edited: Photos) -> None:
+    out = edited.folder.parent / "new"
+    job = ("augment", "--dataset", edited.save(), "--copies", 2, "--block-samples", 8)
+    job += ("--max-bad", 0.5, "--workers", 0, "--out", out)
+    run_killed(*job, step="rename fifth record", victim="group", folder=edited.folder)
+    said = run(*job, "--dry-run").stdout
+    found = re.search(r"in (\d+) shards, about", said)
+    assert found
+    (left,) = unfinished_runs(out, is_published=False)
+    n_done = len(read_records(left))
+    assert 0 < n_done < int(found[1])
+    assert f"\ndone    {n_done} of {found[1]} shards, by a run that came to no end; only" in said
+    assert f"resuming: {n_done} of {found[1]} shards are done" in run(*job).stderr
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_an_output_of_a_source_that_has_changed_since_is_no_other_job(
+    edited: Photos, has_index: bool
+) -> None:
+    out = edited.folder.parent / "new"
+    job = ("augment", "--dataset", edited.save(), "--max-bad", 0.5, "--workers", 0, "--out", out)
+    run(*job)
+    edited.draw("new.png")
+    edited.draw("newer.png")
+    edited.draw("01.png")
+    for name in ("00.png", "02.png", "03.png"):
+        edited.remove(name)
+    edited.save()
+    if not has_index:
+        for index in out.parent.glob(".new.index-*"):
+            index.unlink()
+    (line,) = run(*job, code=2).stderr.splitlines()[-1:]
+    what = " (2 new, 1 changed, 3 gone)" if has_index else ""
+    cost = ", which makes only what changed" if has_index else ""
+    assert line == (
+        f"pipeline: {out}: the source has changed since this was written{what}; choose another "
+        f"--out, or replace it with --overwrite{cost}"
+    )
+    assert "another job (seed was 0, now 1; the source" in run(*job, "--seed", 1, code=2).stderr
+
+
 def test_a_run_of_another_job_that_came_to_no_end_goes_with_the_old_versions(
     edited: Photos,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -145,10 +146,7 @@ def backbone(name: str, weights: str, alpha: float, x: Tensor) -> Tensor:
     except Exception as err:  # Keras raises a bare Exception where the download fails
         if source is None or type(err) not in (Exception, URLError):
             raise
-        raise EnvironmentFailed(
-            f"--weights imagenet: {name}'s cannot be downloaded ({first_line(err)[:200]}); give a "
-            "file of them, or put it into Keras' own cache"
-        ) from err
+        raise EnvironmentFailed(not_downloaded(name, first_line(err))) from err
     if weights not in (IMAGENET, NONE):
         load_weights(body, name, weights, alpha)
     if weights != NONE:
@@ -156,6 +154,19 @@ def backbone(name: str, weights: str, alpha: float, x: Tensor) -> Tensor:
             if isinstance(layer, layers.Dropout):
                 layer.rate = 0.0
     return layers.GlobalAveragePooling2D(name=FEATURES)(body.output)
+
+
+def not_downloaded(name: str, told: str) -> str:
+    """What Keras has told of a download that failed, with what to do about it."""
+    url = re.search(r"https?://[^\s:]+", told)
+    if url is None:
+        return f"--weights imagenet: {name}'s cannot be downloaded ({told}); give --weights FILE"
+    file = url[0].rpartition("/")[2]
+    reason = told[url.end() :].lstrip(": ").removeprefix("None -- ")  # for the HTTP code
+    return (
+        f"--weights imagenet: {name}'s cannot be downloaded from {url[0]} ({reason}); put {file} "
+        "into ~/.keras/models (with KERAS_HOME into models/ there), or give it as --weights FILE"
+    )
 
 
 def load_weights(body: Any, name: str, weights: str, alpha: float) -> None:
