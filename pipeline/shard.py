@@ -232,14 +232,14 @@ def read_checked(task: Task) -> Iterator[tuple[int, np.ndarray | bytes | None]]:
         if i in task.unreadable:
             yield i, None
             continue
-        name, machine = task.samples.ids[i], os.uname().nodename
+        name = task.samples.ids[i]
         try:
             data = next(found, None)
         except OSError as err:
             told = "is gone" if isinstance(err, FileNotFoundError) else err.strerror or err
             raise EnvironmentFailed(
-                f"{name}: {told} on {machine}, and could be read a moment ago; run the same "
-                "command again"
+                f"{name}: {told} on {os.uname().nodename}, and could be read a moment ago; run the "
+                "same command again"
             ) from err
         if data is None or digest_of(data) != task.digests[i]:
             raise EnvironmentFailed(
