@@ -117,28 +117,30 @@ def open_objects(place: Path) -> Source:
 
 
 def open_folder(path: Path) -> Source:
-    """What lies in a folder; where outputs are published, the latest of them, which then stays for
-    as long as the source does."""
+    """What lies in a folder; where outputs are published, the latest of them, which stays in its
+    place for as long as this source lives."""
+    from datasets.cub200 import Cub200
+
+    official = ("train_test_split.txt", "images.txt")
+    if all(storage.kind(path / name) == "file" for name in official):
+        return Cub200(path)
+    found, handle = open_version(path)
     with ExitStack() as stack:
-        found, handle = open_version(path)
         if handle is not None:
             stack.callback(os.close, handle)
-        source = source_in(found)
+        source = open_shards(found)
+        # The copies that workers get need none: this process, which waits for them, has its own.
         weakref.finalize(source, stack.pop_all().close)
-        return source
+    return source
 
 
-def source_in(path: Path) -> Source:
-    """What lies in a folder that is, or holds, no published version."""
-    from datasets.cub200 import Cub200
+def open_shards(path: Path) -> Source:
+    """The shards of a folder, or the images where there are none."""
     from datasets.folder import Folder
     from datasets.parquet_shards import ParquetShards
     from datasets.shard_files import find_shards
     from datasets.tfrecord_shards import TFRecordShards
 
-    official = ("train_test_split.txt", "images.txt")
-    if all(storage.kind(path / name) == "file" for name in official):
-        return Cub200(path)
     if is_unfinished(path):
         raise SourceError(
             f"{path}: a run has begun to write there and has not come to its end; run its command "

@@ -17,6 +17,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import iglob
 from itertools import pairwise
 from pathlib import Path
 
@@ -98,30 +99,10 @@ def publish(out: Path, version: str, after: int) -> None:
             )
         return
     os.utime(out / version / SUCCESS)  # the order of publishing, which `prune` goes by
-    link_latest(out, version).rename(out / LATEST)
-
-
-def link_latest(out: Path, version: str) -> Path:
-    """A link to that version under a name beside `latest`, to be given that name.
-
-    Raises: OSError where the file system has no links.
-    """
     temporary = out / f".{LATEST}.tmp"
     temporary.unlink(missing_ok=True)  # of a run that was killed right here
     temporary.symlink_to(version)
-    return temporary
-
-
-def refuse_without_links(out: Path) -> None:
-    """Raises: EnvironmentFailed where `publish` will fail, which comes after all the work."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        link_latest(out, "any").unlink()
-    except OSError as err:
-        raise EnvironmentFailed(
-            f"{out}: cannot hold a symbolic link ({err.strerror}), which --publish needs; choose "
-            "another --out, or leave out --publish"
-        ) from err
+    temporary.rename(out / LATEST)
 
 
 def refuse_others(out: Path) -> None:
@@ -224,10 +205,26 @@ def rename_unread(folder: Path, new: Path) -> bool:
 
 
 def is_open(path: Path) -> bool:
-    """Whether any process has the file open; False where the file system says that it cannot tell,
-    but see `knows_who_opens`."""
+    """Whether any process has the file open, as far as can be told under this name: it may be in
+    another version too. False where the file system says that it cannot tell, but see
+    `knows_who_opens`."""
     with path.open("rb") as file:
-        return is_refused_a_lease(file.fileno())
+        is_refused, found = is_refused_a_lease(file.fileno()), os.fstat(file.fileno())
+    if not is_refused or found.st_nlink == 1:
+        return is_refused
+    # A lease is of the file, whatever its names. None is known of a process that is another user's.
+    names = names_opened(found)
+    return not names or (path.parent.name, path.name) in names
+
+
+def names_opened(file: os.stat_result) -> set[tuple[str, ...]]:
+    """(folder, name) by which processes that this one may look into have the file open."""
+    names = set()
+    for link in iglob("/proc/[0-9]*/fd/*"):
+        with suppress(OSError):  # it may have been closed
+            if os.path.samestat(os.stat(link), file):
+                names.add(Path(os.readlink(link)).parts[-2:])
+    return names
 
 
 def knows_who_opens(folder: Path) -> bool:

@@ -37,7 +37,7 @@ from datasets.manifest import (
     refuse_missing_or_cut,
 )
 from datasets.schema import canonical_json
-from datasets.versions import last_pointer, latest, refuse_others, refuse_without_links
+from datasets.versions import last_pointer, latest, refuse_others
 from pipeline.base import (
     Base,
     has_sidecars,
@@ -311,8 +311,6 @@ def make(
             )
     tasks = plan.tasks(done, base)
     check_disk(plan, tasks, base)
-    if plan.is_published and not storage.is_object(plan.out):
-        refuse_without_links(plan.out)
     prepare_partial(plan.folder, plan.job, plan.out)
     planned = time.monotonic()
     if done:

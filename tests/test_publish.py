@@ -8,21 +8,31 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from datasets.catalog import data_name, open_source
-from datasets.errors import EnvironmentFailed
 from datasets.index import indexes
 from datasets.manifest import MANIFEST, SUCCESS
 from datasets.versions import open_version, prune
-from pipeline.offline import materialize
-from pipeline.plan import AugmentConfig
-from pipeline.report import Report
-from tests.running import run, run_killed, tree_hash, write_photos
+from tests.running import PIPELINE, run, run_killed, tree_hash, write_photos
 
 JOB = ("augment", "--limit", 60, "--workers", 0, "--publish")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[None]:
+    """The file is open in another process."""
+    script = "import sys; f = open(sys.argv[1]); print(flush=True); input()"
+    command = [sys.executable, "-c", script, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        reader.stdout.readline()
+        yield
+        reader.communicate(b"\n")
 
 
 def versions(out: Path) -> set[str]:
@@ -101,26 +111,42 @@ def test_the_oldest_go_but_not_while_anybody_reads_them(tmp_path: Path) -> None:
     ours, foreign, last = by_age
     assert last == os.readlink(out / "latest")
     _, handle = open_version(out / ours)
-    shard = next((out / foreign).glob("*.parquet"))
-    reader = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys; f = open(sys.argv[1]); print(flush=True); input()",
-            shard,
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert reader.stdout is not None
-    reader.stdout.readline()
-    assert dict(prune(out, 1)) == {ours: False, foreign: False}
-    reader.communicate(b"\n")
+    with opened(next((out / foreign).glob("*.parquet"))):
+        assert dict(prune(out, 1)) == {ours: False, foreign: False}
     assert dict(prune(out, 1)) == {ours: False, foreign: True}
     assert handle is not None
     os.close(handle)
     assert dict(prune(out, 1)) == {ours: True}
     assert versions(out) == {last}
+
+
+def test_a_version_stays_for_as_long_as_it_is_somebodys_data_set(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(*JOB, "--copies", 1, "--out", out)
+    first = os.readlink(out / "latest")
+    source = open_source(str(out), tmp_path)
+    samples = source.listing().splits["train"]
+    nightly = [PIPELINE, *JOB, "--copies", 2, "--keep", 1, "--out", out]
+    subprocess.run([*map(str, nightly)], check=True)
+    assert versions(out) == {first, os.readlink(out / "latest")} != {first}
+    assert len(list(source.read(samples.refs))) == len(samples)
+    del source
+    assert dict(prune(out, 1)) == {first: True}
+
+
+def test_a_shard_that_is_read_in_the_new_version_does_not_keep_the_old_one(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos", 40), tmp_path / "out"
+    job = ("augment", "--dataset", photos, "--image-size", 24, "--encoding", "png", "--workers", 0)
+    run(*job, "--publish", "--out", out)
+    old = os.readlink(out / "latest")
+    next((photos / "cat").glob("*.png")).unlink()
+    run(*job, "--publish", "--out", out)
+    shared = [p for p in (out / "latest").glob("*.parquet") if p.stat().st_nlink == 2]
+    assert shared
+    with opened(out / old / shared[0].name):
+        assert dict(prune(out, 1)) == {old: False}
+    with opened(shared[0]):
+        assert dict(prune(out, 1)) == {old: True}
 
 
 def test_old_versions_go_on_a_file_system_that_cannot_tell_who_reads(
@@ -148,19 +174,6 @@ def test_old_versions_go_on_a_file_system_that_cannot_tell_who_reads(
     assert dict(prune(out, 1)) == {old: True}
 
 
-def test_a_file_system_without_links_is_told_before_the_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_links(*arguments: object) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")  # as FAT does
-
-    monkeypatch.setattr(os, "symlink", no_links)
-    config = AugmentConfig("digits", tmp_path, out=tmp_path / "out", publish=True, workers=0)
-    with pytest.raises(EnvironmentFailed, match=r"cannot hold a symbolic link \(Operation not"):
-        materialize(config, Report(quiet=True))
-    assert os.listdir(tmp_path / "out") == []
-
-
 def test_who_names_the_pointer_reads_one_version_to_the_end(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(*JOB, "--copies", 1, "--out", out)
@@ -172,18 +185,6 @@ def test_who_names_the_pointer_reads_one_version_to_the_end(tmp_path: Path) -> N
     assert dict(prune(out, 1)) == {first: False}
     assert handle is not None
     os.close(handle)
-
-
-def test_a_version_that_is_a_data_set_stays_while_that_is_open(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run(*JOB, "--copies", 1, "--out", out)
-    (first,) = versions(out)
-    source = open_source(str(out), tmp_path)
-    run(*JOB, "--copies", 2, "--keep", 1, "--out", out)
-    assert sum(map(len, source.listing().splits.values())) == 120
-    assert first in versions(out)
-    del source
-    assert dict(prune(out, 1)) == {first: True}
 
 
 def test_a_pointer_that_was_copied_into_a_folder_is_told_before_any_work(tmp_path: Path) -> None:
