@@ -4,7 +4,8 @@ In the folder of a job's history, for a job NAME:
 
     NAME.runs.jsonl        a line for each run, the oldest first
     NAME.prom              the last run, for Prometheus
-    .NAME.started.json     the record so far of a run that is going, or was killed
+    .NAME.started.json     the record so far of a run that is going, or was killed; the whole record
+                           of one that has ended and could not be added to the lines
     .NAME.lock             held by the run that is going
 """
 
@@ -28,6 +29,9 @@ LINES, STARTED = ".runs.jsonl", ".started.json"
 KILLED = 137  # 128 and SIGKILL
 # `pipeline status` asks for the lock of a run that was killed for a moment, too.
 TRIES, WAIT_S = 5, 0.1
+# What the end of a run adds to its record, and how much of an error is kept where that must do: in
+# JSON a character takes up to 6 bytes.
+ROOM_BYTES, MAX_ERROR = 8192, 1000
 
 
 def timestamp(at: float | None = None) -> str:
@@ -60,6 +64,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def as_ended(record: dict[str, Any]) -> dict[str, Any]:
+    """What history says of a run that is not going any more: that it was killed, unless its record
+    says how it ended."""
+    if record.get("exit_code") is not None:
+        return record
+    return {**record, "exit_code": KILLED, "error": "killed"}
+
+
 @dataclass(frozen=True)
 class History:
     """The records of one job's runs."""
@@ -81,7 +93,7 @@ class History:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Within it no other run of the job begins, and a run that was killed has its record.
+        """Within it no other run of the job begins, and every run of before has its record.
 
         Raises: OutputBusy if a run is going; EnvironmentFailed if the folder cannot be written.
         """
@@ -98,7 +110,9 @@ class History:
                     time.sleep(WAIT_S)
                 except EnvironmentFailed as err:
                     raise unwritable(self.folder, err.__cause__) from err
-            self.settle()
+            if record := self.started():
+                with self.on_disk():
+                    self.add(as_ended(record))
             yield
 
     def started(self) -> dict[str, Any] | None:
@@ -109,25 +123,42 @@ class History:
             return None
         return found if isinstance(found, dict) and found.get("run") else None
 
-    def settle(self) -> None:
-        """Writes the record of a run that was killed; only for who holds the lock."""
-        if record := self.started():
-            self.finish({**record, "exit_code": KILLED, "error": "killed"})
-
     def begin(self, record: dict[str, Any]) -> None:
-        """Writes down that a run is going, and how far it is."""
+        """Writes down that a run is going, and how far it is; with room for its end."""
+        data = json.dumps(record).encode()
         with self.on_disk():
-            write_atomically(self.marker, json.dumps(record).encode())
+            write_atomically(self.marker, data.ljust(len(data) + ROOM_BYTES))
 
-    def finish(self, record: dict[str, Any]) -> None:
-        """Adds the record of a run, once."""
-        with self.on_disk():
-            records = read_lines(self.lines)
-            if all(one.get("run") != record["run"] for one in records):
-                append_line(self.lines, record)
-                records.append(record)
-            write_atomically(self.metrics, exposition(self.name, records))
-            self.marker.unlink(missing_ok=True)
+    def finish(self, record: dict[str, Any]) -> str | None:
+        """Adds the record of a run. Why it could not be, where the next run will do it.
+
+        Raises: EnvironmentFailed if it could not be kept for that one either.
+        """
+        try:
+            self.add(record)
+        except OSError as err:
+            with self.on_disk():
+                self.keep(record)
+            return str(unwritable(self.folder, err))
+        return None
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Adds the record of a run, once; it is not the one that is going any more."""
+        records = read_lines(self.lines)
+        if all(one.get("run") != record["run"] for one in records):
+            append_line(self.lines, record)
+            records.append(record)
+        write_atomically(self.metrics, exposition(self.name, records))
+        self.marker.unlink(missing_ok=True)
+
+    def keep(self, record: dict[str, Any]) -> None:
+        """Writes the record over the marker, whose room it has even on a full disk."""
+        error = record["error"] and record["error"][:MAX_ERROR]
+        data = json.dumps({**record, "error": error}).encode()
+        with self.marker.open("r+b") as file:
+            file.write(data.ljust(os.fstat(file.fileno()).st_size))
+            file.flush()
+            os.fsync(file.fileno())
 
     @contextmanager
     def on_disk(self) -> Iterator[None]:

@@ -90,6 +90,10 @@ class Report:
         for mistake in mistakes:
             self.write(f"  {mistake}", mistake, {"event": "mistake"})
 
+    def warn(self, text: str, **fields: Any) -> None:
+        """One line that is never left out, of what does not end the run."""
+        self.write(text, text, {"event": "warning", **fields})
+
     def result(self, text: str) -> None:
         """What a command was asked for: on standard output, or told like all else as JSON."""
         if self.quiet:
@@ -108,8 +112,7 @@ class Report:
                 self.result(event["message"])
             except OSError as err:  # whoever read them has gone, which must not end the run
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                told = f"results cannot be printed from here on ({err.strerror})"
-                self.write(f"{prefix}: {told}", told, {"event": "warning"})
+                self.warn(f"{prefix}: results cannot be printed from here on ({err.strerror})")
             return
         if self.log_format == "json":
             is_told = not self.quiet or kind == "error"

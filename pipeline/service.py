@@ -114,13 +114,13 @@ def end_of(signals: Signals, end_at: float) -> End | None:
 
 
 def run_job(job: JobFile, changes: Sequence[str], start: Sequence[str], report: Report) -> int:
-    """The exit code of a run of the job, once its record is written.
+    """The exit code of a run of the job, once its record is written, or could not be.
 
     Args:
       changes: What `--set` said, for the record.
       start: The command that a step's words are appended to, after the number of this process.
     Raises: OutputBusy if a run of the job is going; EnvironmentFailed if its history cannot be
-      written.
+      written as it begins.
     """
     history = History(job.history, job.name)
     with noted_signals() as signals, history.held():
@@ -150,14 +150,33 @@ def run_job(job: JobFile, changes: Sequence[str], start: Sequence[str], report: 
             raise
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)  # the record is worth some time more
-            history.finish({**record, "end": timestamp(), "exit_code": code, "error": error})
+            whole = {**record, "end": timestamp(), "exit_code": code, "error": error}
+            is_kept = finish(history, whole, report)
         if code:
             signal.setitimer(signal.ITIMER_REAL, OVER_S - GRACE_S)
             report.error(f"{job.name}: {error}", code, job=job.name)
         else:
             took = duration(time.monotonic() - started)
             report.say(f"{job.name}: done in {took}", event="job-done", job=job.name)
-    return code
+    # A success that nobody would hear of is worth a retry, which finds all of it done.
+    return code if is_kept else code or EnvironmentFailed.exit_code
+
+
+def finish(history: History, record: dict[str, Any], report: Report) -> bool:
+    """Whether the record of a run was added to the history, or is kept for the next run to add."""
+    name, code = record["job"], record["exit_code"]
+    ended = f"failed with exit code {code}" if code else "succeeded"
+    try:
+        why = history.finish(record)
+    except EnvironmentFailed as err:
+        report.warn(
+            f"{name}: {ended}, but that is recorded nowhere, and status will call it killed: {err}",
+            job=name,
+        )
+        return False
+    if why:
+        report.warn(f"{name}: {ended}; its record is added by the next run: {why}", job=name)
+    return True
 
 
 def run_steps(
@@ -182,7 +201,8 @@ def run_steps(
         )
         code, error = run_step(step, start, log, signals, end_at)
         record["steps"].append(log.record(step, code))
-        history.begin(record)
+        with suppress(EnvironmentFailed):  # the end will tell, and may find room
+            history.begin(record)
         if code:
             return code, error
     return 0, None

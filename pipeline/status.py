@@ -13,7 +13,7 @@ from typing import Any
 from datasets.commit import is_held
 from datasets.errors import UserError
 from datasets.storage import is_object
-from pipeline.history import KILLED, LINES, STARTED, History, read_lines
+from pipeline.history import LINES, STARTED, History, as_ended, read_lines
 from pipeline.report import duration
 
 # What exit codes mean, in a few words.
@@ -80,7 +80,8 @@ def known_folder(folder: Path) -> Path:
 
 def statuses(folders: Sequence[Path]) -> list[Status]:
     """Of every job whose history is in one of the folders, and of every output there that
-    `pipeline augment` has written."""
+    `pipeline augment` has written. Nothing is written: who looks may be another user than who runs
+    the job, and owns what he makes."""
     found = [status_of(folder, name) for folder in folders for name in names_in(folder)]
     return [status for status in found if status is not None]
 
@@ -99,19 +100,15 @@ def names_in(folder: Path) -> list[str]:
 
 
 def status_of(folder: Path, name: str) -> Status | None:
-    """The last run of the job of that name, whose history is in the folder; None without any run.
-
-    Nothing is written: who looks may be another user than who runs. A run that was killed gets its
-    record from the next one.
-    """
-    history = History(folder, name)
+    """The last run of the job of that name, whose history is in the folder; None without any
+    run."""
+    history, is_running = History(folder, name), False
     begun = history.started()
-    is_running = begun is not None and is_held(folder / name)
-    records = read_lines(history.lines)  # asked last: a run that ended meanwhile has its record
+    is_over = begun is None or begun.get("exit_code") is not None or not is_held(folder / name)
+    records = read_lines(history.lines)  # last: a run that has ended meanwhile is in them
     if begun and all(one.get("run") != begun["run"] for one in records):
-        records.append(begun if is_running else begun | {"exit_code": KILLED, "error": "killed"})
-    else:
-        is_running = False
+        is_running = not is_over
+        records.append(begun if is_running else as_ended(begun))
     if not records:
         return None
     last = records[-1]

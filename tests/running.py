@@ -211,3 +211,10 @@ def write_photos(folder: Path, n: int = 12, classes: tuple[str, ...] = ("cat", "
         height, width = 20 + i % 3, 24
         cv2.imwrite(str(path), rng.integers(0, 256, (height, width, 3), np.uint8))
     return folder
+
+
+def fill_up(path: Path) -> None:
+    """Takes all the room of a disk with one file."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))

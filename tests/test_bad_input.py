@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -22,6 +21,7 @@ import pytest
 from datasets.manifest import read_manifest
 from tests.running import (
     PIPELINE,
+    fill_up,
     leftovers,
     run,
     tree_hash,
@@ -297,20 +297,6 @@ cli.main()
     assert not out.exists()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 4 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a tmpfs is not allowed here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
 def test_a_disk_that_is_too_small_is_told_before_work_starts(small_disk: Path) -> None:
     line = refused(5, "augment", "--copies", 50, "--out", small_disk / "out", "--quiet")
     assert "8.5 MB are needed and 4.2 MB are free" in line
@@ -321,12 +307,6 @@ def test_a_disk_that_is_read_only_is_told_before_work_starts(small_disk: Path) -
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     line = refused(5, "augment", "--out", small_disk / "out", "--quiet")
     assert "cannot be written (Read-only file system); choose another --out" in line
-
-
-def fill_up(path: Path) -> None:
-    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
 
 
 def test_a_disk_that_fills_up_during_the_run_and_is_freed_again(

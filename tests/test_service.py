@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from datasets.commit import hold, is_held
 from pipeline.history import append_line, read_lines
 from pipeline.metrics import exposition
 from pipeline.service import GRACE_S
-from tests.running import PIPELINE, run, run_script, tree_hash, wait_until
+from tests.running import PIPELINE, fill_up, run, run_script, tree_hash, wait_until
 
 SHORT = {"limit": 40, "copies": 1, "workers": 0}
 LONG = {"copies": 60_000, "workers": 0}  # minutes
@@ -320,10 +321,14 @@ def test_status_shows_a_running_job_and_a_killed_one_and_writes_nothing(tmp_path
         busy = run("run", job, code=4).stderr
         process.kill()
     assert busy == "pipeline: job: a run of this job is going; wait for that one\n"
-    before = {path.name: path.read_bytes() for path in history.iterdir()}
-    (killed,) = json.loads(run("status", history, "--json", code=3).stdout)
-    assert (killed["state"], killed["exit_code"]) == ("killed", 137)
-    assert {path.name: path.read_bytes() for path in history.iterdir()} == before
+    before = tree_hash(history)
+    for _ in range(2):
+        (killed,) = json.loads(run("status", history, "--json", code=3).stdout)
+        assert (killed["state"], killed["exit_code"]) == ("killed", 137)
+    assert tree_hash(history) == before  # who looks may be root, and the service could not append
+    assert "job.runs.jsonl" not in before
+    run("run", job, "--set", "augment.dataset=none", code=2)
+    assert [record["exit_code"] for record in records(tmp_path)] == [137, 2]
 
 
 def test_a_job_past_its_deadline_stops_itself(tmp_path: Path) -> None:
@@ -443,6 +448,36 @@ def test_a_history_that_cannot_be_written_is_told_before_any_step(tmp_path: Path
     (line,) = run("run", job, code=5).stderr.splitlines()
     assert line.startswith(f"pipeline: {history}: the history cannot be written (Not a dir")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_success_is_told_though_the_disk_of_the_history_is_full(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    history, ballast = small_disk / "history", small_disk / "ballast"
+    job = write_job(tmp_path, {"clean": {"folder": str(tmp_path)}}, history=str(history))
+    history.mkdir()
+    fill_up(ballast)
+    os.truncate(ballast, ballast.stat().st_size - 3 * 4096)  # as much as a run begins with
+    (line,) = run("run", job, "--quiet").stderr.splitlines()
+    assert line.startswith("job: succeeded; its record is added by the next run: ")
+    assert "history cannot be written (No space left on device)" in line
+    (found,) = json.loads(run("status", history, "--json").stdout)
+    assert (found["state"], found["exit_code"]) == ("done", 0)
+    ballast.unlink()
+    run("run", job)
+    first, second = read_lines(history / "job.runs.jsonl")
+    assert (first["exit_code"], first["start"], first["end"]) == (0, found["start"], found["end"])
+    assert second["exit_code"] == 0
+
+
+def test_an_end_that_can_be_recorded_nowhere_is_told(tmp_path: Path) -> None:
+    job = write_job(tmp_path, augment(tmp_path, **LONG))
+    with running(job, lambda: any(tmp_path.glob(".out.partial-*"))) as process:
+        shutil.rmtree(tmp_path / "history")
+        process.terminate()
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "job: failed with exit code 143, but that is recorded nowhere, and status will " in told
 
 
 def test_status_of_outputs_is_that_of_the_runs_that_wrote_them(tmp_path: Path) -> None:
