@@ -31,6 +31,8 @@ from datasets.storage_errors import translating_errors
 POINTERS = "_versions"
 # Nobody can tell who reads from object storage: what was replaced stays for this long.
 STAYS_S = 24 * 3600.0
+# How a file system says that it has no symbolic links: vfat, SMB, FUSE.
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def version_name(job_sha256: str) -> str:
@@ -120,6 +122,27 @@ def refuse_others(out: Path) -> None:
                 f"{out}: holds {what}; published versions need a folder of their own: choose "
                 "another --out"
             )
+
+
+def refuse_without_links(out: Path) -> None:
+    """Raises: OutputError if the disk where `out` will lie has no links, as `latest` is one: to be
+    asked before hours of work. Leaves nothing there."""
+    if storage.is_object(out) or latest(out) is not None:
+        return
+    above = next(folder for folder in (out, *out.parents) if folder.exists())
+    link = above / f".{out.name}.{LATEST}.tmp"
+    try:
+        link.symlink_to(LATEST)
+    except FileExistsError:  # of a run that was killed right here
+        pass
+    except OSError as err:
+        if err.errno not in NO_LINKS:
+            return  # whoever writes there tells of that
+        raise OutputError(
+            f"{above}: no link can be made there ({err.strerror}), as --publish needs one to the "
+            "latest version; choose another --out, or leave out --publish"
+        ) from err
+    link.unlink(missing_ok=True)
 
 
 def versions(out: Path) -> list[str]:

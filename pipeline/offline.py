@@ -37,7 +37,7 @@ from datasets.manifest import (
     refuse_missing_or_cut,
 )
 from datasets.schema import canonical_json
-from datasets.versions import last_pointer, latest, refuse_others
+from datasets.versions import last_pointer, latest, refuse_others, refuse_without_links
 from pipeline.base import (
     Base,
     has_sidecars,
@@ -208,6 +208,8 @@ def materialize(config: AugmentConfig, report: Report) -> Summary:
     """
     out = output_folder(config)
     refuse_if_held(out)
+    if config.publish:
+        refuse_without_links(out)
     if moved_aside(out):
         with hold(out):
             restore(out)

@@ -195,6 +195,24 @@ def test_a_pointer_that_was_copied_into_a_folder_is_told_before_any_work(tmp_pat
     assert "holds 'latest'" in said
 
 
+def test_a_disk_without_links_is_told_before_any_work(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    # The one file system without links that every Linux has: of POSIX message queues.
+    mounted = subprocess.run(["mount", "-t", "mqueue", "none", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        broken = write_photos(tmp_path / "photos") / "cat" / "broken.png"
+        broken.touch()  # which would be told of first if the photos were read
+        job = ("--publish", "--dataset", broken.parents[1], "--out", disk / "out")
+        (line,) = run("augment", *job, "--max-bad", 0, code=2).stderr.splitlines()
+        assert f"{disk}: no link can be made there (Operation not permitted), as --publ" in line
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 def test_a_night_with_new_photos_makes_only_these(tmp_path: Path) -> None:
     photos, out = write_photos(tmp_path / "photos", 40), tmp_path / "out"
     job = ("augment", "--dataset", photos, "--image-size", 24, "--encoding", "png", "--workers", 0)
