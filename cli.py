@@ -371,7 +371,8 @@ def verify(
     from pipeline.report import Report
 
     report = Report(quiet=quiet, log_format=log_format.value)
-    report.result(printable(check(folder, deep=deep, dataset=dataset, data_dir=data_dir)))
+    found = check(folder, deep=deep, dataset=dataset, data_dir=data_dir, report=report)
+    report.result(printable(found))
 
 
 @app.command()
@@ -418,10 +419,11 @@ def preview(
     from pipeline import preview as sheet
     from pipeline.report import Report
 
+    report = Report(quiet=quiet, log_format=log_format.value)
     if folder is None:
         name = "digits" if dataset is None else dataset
         tiles = sheet.from_source(
-            name, data_dir, split, policy, samples, copies, image_size, seed or 0
+            name, data_dir, split, policy, samples, copies, image_size, seed or 0, report
         )
     elif (dataset, policy, image_size, seed) == (None, None, None, None):
         tiles = sheet.from_output(folder, split, samples, copies)
@@ -430,7 +432,7 @@ def preview(
             f"{folder}: shown as it is stored; --dataset, --policy, --image-size and --seed belong "
             "to a preview of a data set: leave them out, or leave the folder out"
         )
-    Report(quiet=quiet, log_format=log_format.value).result(sheet.draw(tiles, out))
+    report.result(sheet.draw(tiles, out))
 
 
 @app.command("datasets")

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from datasets import storage
-from datasets.download import extract, fetch
+from datasets.download import Log, extract, fetch
 from datasets.errors import SourceError
 from datasets.source import Listing, Samples, read_file
 
@@ -38,11 +38,13 @@ class Cifar:
     n_labels: ClassVar[int]
     channels = 3
 
+    def download(self, log: Log) -> None:
+        if not (self.root / self.folder).is_dir():
+            archive = fetch(URL + self.archive, f"md5:{self.md5}", self.root / self.archive, log)
+            extract(archive, self.folder, self.root)
+
     def listing(self) -> Listing:
         folder = self.root / self.folder
-        if not folder.is_dir():
-            archive = fetch(URL + self.archive, f"md5:{self.md5}", self.root / self.archive)
-            extract(archive, self.folder, self.root)
         splits = {split: self._samples(split) for split in self.files}
         try:
             names = read_file(folder / self.names).decode().split()

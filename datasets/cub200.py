@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets import storage
-from datasets.download import extract, fetch
+from datasets.download import Log, extract, fetch
 from datasets.errors import SourceError
 from datasets.source import Listing, Samples, read_file, read_files
 
@@ -34,10 +34,12 @@ class Cub200:
         is_official = storage.kind(self.root / "images.txt") == "file"
         return self.root if is_official else self.root / FOLDER
 
-    def listing(self) -> Listing:
+    def download(self, log: Log) -> None:
         if storage.kind(self.folder) != "directory":
-            archive = fetch(URL, f"md5:{MD5}", self.root / "CUB_200_2011.tgz")
+            archive = fetch(URL, f"md5:{MD5}", self.root / "CUB_200_2011.tgz", log)
             extract(archive, FOLDER, self.root)
+
+    def listing(self) -> Listing:
         classes = self._table("classes.txt")
         images = self._table("images.txt")
         labels = self._table("image_class_labels.txt")

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import logging
-import sys
 import tarfile
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from datasets.errors import EnvironmentFailed, first_line
 
 MOST_GROWTH, LEAST_LIMIT = 10, 10_000_000  # of an extracted archive; bytes that always may be
 
 
-def fetch(url: str, checksum: str, path: Path) -> Path:
+class Log(Protocol):
+    """Where a download is told of; `pipeline.report.Report` is one."""
+
+    @property
+    def has_bars(self) -> bool: ...
+
+    def say(self, text: str, **fields: Any) -> None: ...
+
+
+def fetch(url: str, checksum: str, path: Path, log: Log) -> Path:
     """`path`, which holds the file at `url`; downloaded unless it is there already.
 
     Args:
@@ -28,9 +36,9 @@ def fetch(url: str, checksum: str, path: Path) -> Path:
     import requests
 
     pooch.get_logger().setLevel(logging.ERROR)
-    print(f"downloading {url} to {path.parent}", file=sys.stderr)
+    log.say(f"downloading {url} to {path.parent}", event="download", url=url, path=str(path))
     try:
-        downloader = pooch.HTTPDownloader(progressbar=Bar() if sys.stderr.isatty() else False)
+        downloader = pooch.HTTPDownloader(progressbar=Bar() if log.has_bars else False)
         pooch.retrieve(url, checksum, fname=path.name, path=path.parent, downloader=downloader)
     except (requests.RequestException, OSError, ValueError) as err:
         reason = first_line(err)

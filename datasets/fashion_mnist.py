@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.download import fetch
+from datasets.download import Log, fetch
 from datasets.errors import SourceError
 from datasets.source import Listing, Samples, read_file
 
@@ -61,10 +61,12 @@ class FashionMnist:
     name = "fashion_mnist"
     channels = 1
 
-    def listing(self) -> Listing:
+    def download(self, log: Log) -> None:
         for stem, sha256 in SHA256.items():
             file = f"{stem}-ubyte.gz"
-            fetch(URL + file, f"sha256:{sha256}", self.root / file)
+            fetch(URL + file, f"sha256:{sha256}", self.root / file, log)
+
+    def listing(self) -> Listing:
         splits = {}
         for split, prefix in (("train", TRAIN), ("test", TEST)):
             labels = read_idx(self.root / f"{prefix}-labels-idx1-ubyte.gz", 1).astype(np.int64)

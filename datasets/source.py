@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from datasets import storage
+from datasets.download import Log
 from datasets.errors import SourceError
 from datasets.many_files import read_all
 from datasets.storage_errors import translating_errors
@@ -154,6 +155,15 @@ class OfFiles(Protocol):
     def image_folder(self) -> Path: ...
 
 
+@runtime_checkable
+class Downloaded(Protocol):
+    """A source that is fetched, once, before it can be listed."""
+
+    def download(self, log: Log) -> None:
+        """Raises: EnvironmentFailed if it fails."""
+        ...
+
+
 def file_stamp(path: str) -> str | None:
     """Size, times and inode of a file. None where it cannot be asked, or has changed so lately
     that one more change need not show ("racily clean", in git's words)."""
@@ -200,6 +210,16 @@ def read_files(folder: Path, refs: Sequence[str]) -> Iterator[bytes]:
     if storage.is_object(folder):
         return read_all(folder, refs)
     return (read_file(folder / ref) for ref in refs)
+
+
+def listing_of(name: str, source: Source, log: Log) -> Listing:
+    """What the source holds, checked; downloaded first where it is not there yet.
+
+    Raises: what `download`, `listing` and `check_listing` do.
+    """
+    if isinstance(source, Downloaded):
+        source.download(log)
+    return check_listing(name, source.listing())
 
 
 def check_listing(name: str, listing: Listing) -> Listing:

@@ -18,12 +18,12 @@ from datasets.formats import FORMATS
 from datasets.images import MAX_PIXELS
 from datasets.manifest import Manifest, damages, read_manifest, repair_advice
 from datasets.schema import Rows, Schema
-from datasets.source import sample_keys
+from datasets.source import listing_of, sample_keys
 from datasets.versions import output_of, reading
 from pipeline.history import LINES, read_lines
 from pipeline.job import Job, probe, read_policy, version_of
 from pipeline.plan import choose_samples
-from pipeline.report import counted
+from pipeline.report import Report, counted
 from pipeline.rng import MAX_COPY
 
 RECOMPUTED = 64  # rows of an output that --deep makes again from the source
@@ -61,7 +61,7 @@ def job_of(folder: Path, manifest: Manifest) -> Job:
     return job
 
 
-def check(folder: Path, deep: bool, dataset: str | None, data_dir: Path) -> str:
+def check(folder: Path, deep: bool, dataset: str | None, data_dir: Path, report: Report) -> str:
     """One line for a clean output.
 
     folder: An output, or where versions of it are published: then the latest of them.
@@ -71,10 +71,12 @@ def check(folder: Path, deep: bool, dataset: str | None, data_dir: Path) -> str:
     if dataset is not None and not deep:
         raise UserError(f"--dataset {dataset}: is what --deep compares with; give --deep too")
     with reading(folder) as found:
-        return check_version(found, deep, dataset, data_dir)
+        return check_version(found, deep, dataset, data_dir, report)
 
 
-def check_version(folder: Path, deep: bool, dataset: str | None, data_dir: Path) -> str:
+def check_version(
+    folder: Path, deep: bool, dataset: str | None, data_dir: Path, report: Report
+) -> str:
     """`check` of one output: a line for a clean one.
 
     Raises: Damaged that names its first 20 damaged files; with `deep` also as `check_deep` does.
@@ -91,10 +93,12 @@ def check_version(folder: Path, deep: bool, dataset: str | None, data_dir: Path)
     rows = sum(record.rows for record in manifest.shards)
     held = f"{counted(rows, 'image')} in {counted(len(manifest.shards), 'shard')}"
     line = f"{folder}: {held}, every hash fits"
-    return f"{line}; {check_deep(folder, manifest, dataset, data_dir)}" if deep else line
+    return f"{line}; {check_deep(folder, manifest, dataset, data_dir, report)}" if deep else line
 
 
-def check_deep(folder: Path, manifest: Manifest, dataset: str | None, data_dir: Path) -> str:
+def check_deep(
+    folder: Path, manifest: Manifest, dataset: str | None, data_dir: Path, report: Report
+) -> str:
     """Decodes every row, and makes some of them again from the source."""
     job = job_of(folder, manifest)
     schema = job.schema(tuple(manifest.classes))
@@ -114,7 +118,9 @@ def check_deep(folder: Path, manifest: Manifest, dataset: str | None, data_dir: 
     try:
         if probe() != manifest.probe:
             raise UserError("its machine computed other pixels than this one does")
-        n_same = recompute(kept, job, schema, dataset or source_of(folder, manifest), data_dir)
+        n_same = recompute(
+            kept, job, schema, dataset or source_of(folder, manifest), data_dir, report
+        )
     except UserError as err:
         if isinstance(err, Damaged):
             raise
@@ -184,6 +190,7 @@ def recompute(
     schema: Schema,
     dataset: str,
     data_dir: Path,
+    report: Report,
 ) -> int:
     """How many of the kept rows, each by itself, are the same when made again from the source.
 
@@ -199,7 +206,7 @@ def recompute(
     if any(op.is_group for op in policy.library) and job.version != version_of(job.policy):
         raise UserError("an earlier version wrote it, which drew groups of library ops otherwise")
     source = open_source(dataset, data_dir)
-    listing = source.listing()
+    listing = listing_of(dataset, source, report)
     if not set(job.splits) <= set(listing.splits):
         raise UserError(f"{dataset}: it has other splits than when the output was written")
     samples = choose_samples(listing, job.splits, job.limit)

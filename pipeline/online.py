@@ -18,7 +18,7 @@ from datasets.blocks import block_of, count_blocks
 from datasets.catalog import data_name, open_source
 from datasets.errors import EnvironmentFailed, UserError
 from datasets.fingerprint import NOT_READ, fingerprint, scan
-from datasets.source import Listing, Source, check_listing
+from datasets.source import Listing, Source, listing_of
 from pipeline import preview
 from pipeline.callbacks import callbacks
 from pipeline.default_out import default_out
@@ -117,18 +117,18 @@ class OnlineImages:
 
 def open_images(config: AugmentConfig, cache: str, report: Report) -> OnlineImages:
     """`open_split` of a data set that is listed for it alone."""
-    source, listing = open_listing(config)
+    source, listing = open_listing(config, report)
     tell_listing(config.dataset, listing, report)
     return open_split(source, listing, config, cache, report)
 
 
-def open_listing(config: AugmentConfig) -> tuple[Source, Listing]:
+def open_listing(config: AugmentConfig, report: Report) -> tuple[Source, Listing]:
     """The config's data set and what it holds.
 
     Raises: SourceError if it cannot be found or read.
     """
     source = open_source(config.dataset, config.data_dir)
-    return source, check_listing(config.dataset, source.listing())
+    return source, listing_of(config.dataset, source, report)
 
 
 def open_split(

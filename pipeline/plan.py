@@ -16,7 +16,7 @@ from datasets.commit import partial_folder, unfinished_runs
 from datasets.data_dir import DATA_DIR
 from datasets.errors import NotCommitted, SourceError, UserError
 from datasets.fingerprint import Scan, fingerprint
-from datasets.source import Listing, Samples, Source, check_listing
+from datasets.source import Listing, Samples, Source, listing_of
 from datasets.versions import latest, version_name
 from pipeline.base import Base, read_base, read_unfinished
 from pipeline.default_out import default_out
@@ -244,7 +244,7 @@ def make_plan(
     out = output_folder(config)
     source = open_source(config.dataset, config.data_dir)
     policy = resolve_policy(config.policy, source.name)
-    listing = check_listing(config.dataset, source.listing())
+    listing = listing_of(config.dataset, source, report)
     tell_listing(config.dataset, listing, report)
     copies = choose_splits(config, listing)
     samples = choose_samples(listing, copies, config.limit)

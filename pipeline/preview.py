@@ -18,14 +18,14 @@ from datasets.errors import Damaged, EnvironmentFailed, ImageError, UserError, p
 from datasets.fingerprint import read_each
 from datasets.formats import FORMATS
 from datasets.manifest import read_manifest, refuse_missing_or_cut, repair_advice
-from datasets.source import check_listing, sample_keys
+from datasets.source import listing_of, sample_keys
 from datasets.storage import is_object
 from datasets.versions import reading
 from pipeline.check import job_of
 from pipeline.library_ops import PREFIX, LibraryStage
 from pipeline.opencv_kernel import augment_batch, prepare
 from pipeline.policy import resolve_policy
-from pipeline.report import counted
+from pipeline.report import Report, counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -97,6 +97,7 @@ def from_source(
     n_copies: int,
     image_size: tuple[int, int] | None,
     seed: int,
+    report: Report,
 ) -> Sheet:
     """The first samples by hash of a data set, and copies as `augment` would write them.
 
@@ -108,7 +109,7 @@ def from_source(
         raise UserError(f"--seed: expected 0 to 2**64 - 1, got {seed}")
     source = open_source(dataset, data_dir)
     policy = resolve_policy(policy_text, source.name)
-    listing = check_listing(dataset, source.listing())
+    listing = listing_of(dataset, source, report)
     if split not in listing.splits:
         raise UserError(f"--split {split}: {dataset} has {', '.join(listing.splits)}")
     samples = listing.splits[split].take(limited(listing.splits[split].ids, n_samples))

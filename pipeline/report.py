@@ -70,6 +70,11 @@ class Report:
     quiet: bool = False
     log_format: str = "text"
 
+    @property
+    def has_bars(self) -> bool:
+        """Whether somebody watches, at a terminal."""
+        return not self.quiet and self.log_format == "text" and sys.stderr.isatty()
+
     def say(self, text: str, **fields: Any) -> None:
         """One line of text, or one JSON object with `message` and the fields."""
         if self.quiet:
@@ -156,7 +161,7 @@ class Report:
     @contextmanager
     def progress(self, total: int, verb: str) -> Iterator[Progress]:
         """A bar with rate and time left on a terminal; lines every ten seconds elsewhere."""
-        if self.quiet or self.log_format == "json" or not sys.stderr.isatty():
+        if not self.has_bars:
             yield Progress(self.lines(total, verb))
             return
         from rich.console import Console

@@ -6,6 +6,7 @@ import gc
 import gzip
 import hashlib
 import io
+import json
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -18,8 +19,11 @@ import pytest
 
 from datasets.download import extract, fetch
 from datasets.errors import EnvironmentFailed
+from pipeline.report import Report
+from tests.running import run
 
 CONTENT = np.random.default_rng(0).bytes(100_000)
+QUIET = Report(quiet=True)
 SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
 
 
@@ -66,7 +70,7 @@ def server() -> Iterator[Server]:
 def test_a_file_is_fetched_once(tmp_path: Path, server: Server) -> None:
     path = tmp_path / "new" / "folder" / "file"
     for _ in range(2):
-        assert fetch(server.url("file"), SHA256, path) == path
+        assert fetch(server.url("file"), SHA256, path, QUIET) == path
         assert path.read_bytes() == CONTENT
     assert server.asked == ["/file"]
     assert [p.name for p in path.parent.iterdir()] == ["file"]
@@ -74,20 +78,32 @@ def test_a_file_is_fetched_once(tmp_path: Path, server: Server) -> None:
 
 def test_md5_is_checked_too(tmp_path: Path, server: Server) -> None:
     right = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
-    assert fetch(server.url("file"), right, tmp_path / "file").read_bytes() == CONTENT
+    assert fetch(server.url("file"), right, tmp_path / "file", QUIET).read_bytes() == CONTENT
     with pytest.raises(EnvironmentFailed):
-        fetch(server.url("file"), f"md5:{'0' * 32}", tmp_path / "other")
+        fetch(server.url("file"), f"md5:{'0' * 32}", tmp_path / "other", QUIET)
 
 
 def test_a_file_that_is_there_is_not_asked_for(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"put here by hand")
-    assert fetch("http://127.0.0.1:1/file", SHA256, tmp_path / "file").is_file()
+    assert fetch("http://127.0.0.1:1/file", SHA256, tmp_path / "file", QUIET).is_file()
+
+
+@pytest.mark.parametrize("command", ["augment", "preview"])
+def test_a_download_is_told_as_all_else_is(tmp_path: Path, command: str) -> None:
+    job = (command, "--dataset", "fashion_mnist", "--data-dir", tmp_path, "--out", tmp_path / "out")
+    nowhere = {"https_proxy": "http://127.0.0.1:1"}
+    lines = run(*job, "--log-format", "json", code=5, env=nowhere).stderr.splitlines()
+    begun, error = map(json.loads, lines)
+    assert (begun["event"], error["event"]) == ("download", "error")
+    assert begun["message"] == f"downloading {begun['url']} to {tmp_path / 'fashion_mnist'}"
+    (line,) = run(*job, "--quiet", code=5, env=nowhere).stderr.splitlines()
+    assert line.startswith(f"pipeline: {begun['url']}: could not be downloaded: ")
 
 
 def failed(url: str, checksum: str, path: Path) -> str:
     """The one line about a download that fails; nothing may be left of it."""
     with pytest.raises(EnvironmentFailed) as caught:
-        fetch(url, checksum, path)
+        fetch(url, checksum, path, QUIET)
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     assert message.startswith(f"{url}: could not be downloaded: ")

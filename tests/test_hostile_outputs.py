@@ -22,6 +22,7 @@ from datasets.errors import Damaged, EnvironmentFailed, UserError
 from datasets.manifest import MANIFEST, is_output, read_manifest, sha256_text
 from datasets.schema import canonical_json
 from pipeline import check, contents, preview
+from pipeline.report import Report
 from pipeline.shard_images import ShardImages
 from tests.running import run
 
@@ -67,7 +68,7 @@ def test_a_manifest_that_names_a_path_as_its_data_set_is_damaged(
     folder = shutil.copytree(output, tmp_path / "out")
     forge(folder, lambda m: m["job"].update(dataset="/etc"))
     with pytest.raises(Damaged, match="'/etc' is not the name of a data set"):
-        check.check(folder, True, None, NO_DATA)
+        check.check(folder, True, None, NO_DATA, Report(quiet=True))
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"job": ' + "9" * 10_000 + "}", "NaN", '"x"', ""])
@@ -121,7 +122,7 @@ def test_a_manifest_with_anything_in_any_place_is_read_or_damaged(
         images.images(np.arange(2), 1)
 
     readers = (
-        lambda: check.check(folder, True, None, NO_DATA),
+        lambda: check.check(folder, True, None, NO_DATA, Report(quiet=True)),
         inspect,
         lambda: preview.draw(preview.from_output(folder, "train", 2, 2), tmp_path / "sheet.png"),
         train,

@@ -61,7 +61,7 @@ def test_digits_are_never_flipped_unless_asked_wherever_they_lie(tmp_path: Path)
     assert str(policy_of(config)) == want == str(policy_of(replace(config, dataset="digits")))
     assert make_plan(config, Report(quiet=True)).job.policy == want
     assert str(open_images(config, "memory", Report(quiet=True)).policy) == want
-    sheet = from_source(str(photos), tmp_path, "train", None, 1, 1, (8, 8), 0)
+    sheet = from_source(str(photos), tmp_path, "train", None, 1, 1, (8, 8), 0, Report())
     assert sheet.title.endswith(want)
 
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageFont
 
 from datasets.images import decode
 from pipeline.preview import TILE_PX, caption, from_output, from_source, wrapped
+from pipeline.report import Report
 from tests.running import run, write_photos
 
 # Of a sheet, in pixels: where the first tile is, its longer side, and to the next one in its row.
@@ -163,7 +164,7 @@ def test_columns_are_named_by_the_copies_that_are_there(tmp_path: Path) -> None:
     run("augment", "--limit", 2, "--copies", 2, "--no-original", "--workers", 0, "--out", out)
     assert from_output(out, "train", 2, 6).copies == [1, 2]
     assert from_output(out, "test", 2, 6).copies == [0]
-    assert from_source("digits", out, "train", None, 2, 2, None, 0).copies == [0, 1, 2]
+    assert from_source("digits", out, "train", None, 2, 2, None, 0, Report()).copies == [0, 1, 2]
     rows = list(rows_of(out).values())
     assert_shows(sheet(out, "--samples", 2, out=tmp_path / "a.png"), rows, [1, 2])
 

@@ -15,6 +15,7 @@ import pytest
 from datasets.errors import Damaged, UserError
 from datasets.manifest import encode_manifest, read_manifest, sha256_file
 from pipeline.check import RECOMPUTED, check, chosen_rows, recompute
+from pipeline.report import Report
 from tests.running import run, tree_hash, write_photos
 
 DATA_DIR = Path("unused")
@@ -88,7 +89,7 @@ def test_each_of_a_hundred_random_damages_is_found(output: Path, tmp_path: Path)
         copy = shutil.copytree(output, tmp_path / str(i))
         what = damage(copy, rng)
         with pytest.raises((Damaged, UserError)) as caught:
-            check(copy, deep=False, dataset=None, data_dir=DATA_DIR)
+            check(copy, deep=False, dataset=None, data_dir=DATA_DIR, report=Report())
         assert caught.value.exit_code in (2, 3), what
         harmed.add(what.split()[0])
         shutil.rmtree(copy)
@@ -149,7 +150,7 @@ def test_deep_compares_no_groups_of_library_ops_that_were_drawn_otherwise() -> N
     policy = "albumentations.OneOf([albumentations.Blur(p=1)], p=1)"
     job = SimpleNamespace(network=None, policy=policy, version="0.1.0")
     with pytest.raises(UserError, match="an earlier version wrote it, which drew groups"):
-        recompute({}, job, None, "digits", DATA_DIR)
+        recompute({}, job, None, "digits", DATA_DIR, Report(quiet=True))
 
 
 @pytest.mark.parametrize("column", ["image", "label", "angle_deg"])

@@ -133,7 +133,7 @@ def ablate(
             "nothing to leave out: the policy has no op, and the network no regularizer"
         )
     with training_folder(config):
-        open_listing(config.data.augment)  # a mistake there claims no folder
+        open_listing(config.data.augment, report)  # a mistake there claims no folder
         whole = {"without": list(variants(config)), "seeds": [config.seed, n_seeds]}
         begin_whole(config, ABLATION, whole, "ablation")
         results: dict[tuple[str, int], dict[str, Any] | None] = {}

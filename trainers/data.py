@@ -167,7 +167,7 @@ def open_online(
     augment = config.augment
     if config.engine == "tensorflow":
         refuse_library_ops(policy_of(augment))
-    source, listing = open_listing(augment)
+    source, listing = open_listing(augment, report)
     tell_listing(augment.dataset, listing, report)
     if "train" not in listing.splits:
         raise UserError(
