@@ -283,7 +283,8 @@ def open_version(folder: Path) -> tuple[Path, int | None]:
             if latest(folder) == version and found in (where, where.resolve()):
                 return found, None  # for `read_manifest` to complain of
             continue
-        fcntl.flock(handle, fcntl.LOCK_SH)
+        with suppress(OSError):  # no locks on that disk, so that `rename_unread` gets none either
+            fcntl.flock(handle, fcntl.LOCK_SH)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), (found / SUCCESS).stat()):
                 return found, handle

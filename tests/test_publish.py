@@ -174,6 +174,19 @@ def test_old_versions_go_on_a_file_system_that_cannot_tell_who_reads(
     assert dict(prune(out, 1)) == {old: True}
 
 
+def test_a_data_set_on_a_disk_without_locks_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others write a _SUCCESS too, and some mounts of NFS know no lock."""
+    run(*JOB[:-1], "--out", tmp_path / "out")
+
+    def no_locks(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert open_source(str(tmp_path / "out"), tmp_path).listing().splits["train"].ids
+
+
 def test_who_names_the_pointer_reads_one_version_to_the_end(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(*JOB, "--copies", 1, "--out", out)

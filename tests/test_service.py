@@ -463,6 +463,7 @@ def test_a_success_is_told_though_the_disk_of_the_history_is_full(
     assert "history cannot be written (No space left on device)" in line
     (found,) = json.loads(run("status", history, "--json").stdout)
     assert (found["state"], found["exit_code"]) == ("done", 0)
+    run("run", job, code=5)  # which must not lose it
     ballast.unlink()
     run("run", job)
     first, second = read_lines(history / "job.runs.jsonl")
