@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.testing import assert_allclose
 from scipy.special import softmax
 
@@ -60,3 +61,15 @@ def test_a_step_heeds_label_smoothing_and_the_penalties_of_kernels_biases_and_ac
     of_bias = of_hidden.sum(0) + 2 * BIASES * biases[-2]
     assert_allclose(last.kernel, kernels[-1] - RATE * of_kernel, rtol=1e-3, atol=1e-5)
     assert_allclose(hidden.bias, biases[-2] - RATE * of_bias, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_logits_of_an_untrained_cnn_are_near_one_another(seed: int) -> None:
+    import keras
+
+    rng = np.random.default_rng(seed)
+    images, labels = rng.integers(0, 256, (64, 28, 28, 1), np.uint8), rng.integers(0, 10, 64)
+    model = build(ModelConfig(batch_norm=True), (28, 28, 1), 10, seed)
+    logits = model(images, training=True)
+    loss = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    assert np.mean(loss) < 1.2 * np.log(10)  # of equal logits it is the logarithm
