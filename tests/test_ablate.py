@@ -167,7 +167,7 @@ def test_a_training_that_diverges_is_told_and_ends_nothing(tmp_path: Path) -> No
     job = ("ablate", "--limit", 120, "--epochs", 3, "--seeds", 1, "--policy", "none", "--lr", 2)
     job += ("--label-smoothing", 0, "--weight-decay", 0, "--threads", 64)
     found = run(*job, "--out", tmp_path / "out")
-    assert "without batch normalization, seed 0: diverged" in found.stderr
+    assert "batch normalization left out, seed 0: diverged" in found.stderr
     assert "diverged with 1 of 1 seeds" in found.stdout
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["without"] == [
@@ -196,7 +196,7 @@ def test_what_trainings_say_of_their_data_is_said_once(tmp_path: Path) -> None:
     ]
     assert [line for line in lines if "notes.txt" in line] == ["1 passed over: notes.txt"]
     assert sum(line.startswith("few steps (1 in all)") for line in lines) == 1
-    assert lines[-2].startswith("1 of 2: without nothing, seed 0: accuracy ")
+    assert lines[-2].startswith("1 of 2: nothing left out, seed 0: accuracy ")
 
 
 def test_nothing_to_leave_out_is_told(tmp_path: Path) -> None:

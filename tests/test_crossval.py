@@ -23,7 +23,7 @@ from pipeline.report import Report
 from pipeline.stream import Images
 from tests.running import run, run_killed
 from trainers.config import TrainConfig, resolved, run_folder
-from trainers.crossval import fold_data, folds_of
+from trainers.crossval import fold_data, folds_of, table
 from trainers.data import DataConfig, open_data, origins_of
 from trainers.intervals import in_percent, spread
 from trainers.models import ModelConfig
@@ -170,6 +170,15 @@ def test_intervals_are_those_of_the_books() -> None:
     equal = spread([0.5, 0.5])
     assert (equal["std"], equal["low"], equal["high"]) == (0, None, None)
     assert spread([0.5]) == {"each": [0.5], "mean": 0.5, "std": None, "low": None, "high": None}
+
+
+def test_the_mean_and_its_interval_are_shares_like_the_figures_of_the_folds() -> None:
+    folds = [{"test_accuracy": share, "test_loss": 0.5, "n": 9} for share in (0.9, 0.92, 0.94)]
+    accuracy, loss = spread([0.9, 0.92, 0.94]), spread([0.5, 0.5, 0.5])
+    said = table(Path("cv"), folds, accuracy, loss).splitlines()
+    assert said[-1] == "cv: mean accuracy 0.9200, 95 % interval 0.8703 to 0.9697"
+    said = table(Path("cv"), folds[:2], loss, loss).splitlines()
+    assert said[-1] == "cv: mean accuracy 0.5000"
 
 
 def test_a_fold_is_part_of_a_run(tmp_path: Path) -> None:

@@ -103,9 +103,11 @@ def test_evaluate_tells_what_runs_are_worth_alone_and_together(runs: Path) -> No
     assert other.startswith(f"{second}: accuracy ")
     believed = [read_predictions(r / "predictions.parquet", 10) for r in (first, second)]
     together = np.mean([b.probabilities for b in believed], axis=0), believed[0].labels
-    assert both.startswith(f"{two}: its 2 together: {worth(*together)} on 200 images of test; ")
+    assert both.startswith(
+        f"{two}: its 2 members averaged: {worth(*together)} on 200 images of test; "
+    )
     assert single == one
-    assert all_three.startswith("the 3 together: accuracy ")
+    assert all_three.startswith("all 3 models averaged: accuracy ")
     assert "on 200 images of test; worst class" in one
     assert (
         "on 100 images of train"

@@ -162,7 +162,7 @@ def ablate(
             results[trial.left_out, trial.seed] = result
             worth = "diverged" if result is None else f"accuracy {accuracy_of(result):.4f}"
             report.say(
-                f"{len(results)} of {len(todo)}: without {trial.left_out}, seed {trial.seed}: "
+                f"{len(results)} of {len(todo)}: {trial.left_out} left out, seed {trial.seed}: "
                 f"{worth}",
                 event="trial",
                 without=trial.left_out,
@@ -265,7 +265,7 @@ def table(
 ) -> str:
     width = max(len(NOTHING), *(len(row["part"]) for row in rows)) if rows else len(NOTHING)
     lines = [
-        f"{'without':{width}}  {split + ' accuracy':13}  points lost without it (95 % interval)"
+        f"{'left out':{width}}  {split + ' accuracy':13}  points lost without it (95 % interval)"
     ]
     lines.append(f"{NOTHING:{width}}  {100 * whole['mean']:11.1f} %")
     for row in rows:

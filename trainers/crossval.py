@@ -21,7 +21,7 @@ from trainers import joint_pictures
 from trainers.config import TrainConfig
 from trainers.data import Data, origins_of, parted
 from trainers.evaluate import RESULT, Evaluation, evaluation
-from trainers.intervals import in_percent, spread
+from trainers.intervals import spread
 from trainers.predictions import PREDICTIONS, read_predictions
 from trainers.results import draw_guesses
 from trainers.run_folder import begin_whole
@@ -155,9 +155,12 @@ def table(
         lines.append(
             f"{i:4}  {result['test_accuracy']:.4f}    {result['test_loss']:.4f}  {result['n']:6,}"
         )
+    interval = ""
+    if accuracy["low"] is not None:
+        interval = f", 95 % interval {accuracy['low']:.4f} to {accuracy['high']:.4f}"
     lines.append(
         f"mean  {accuracy['mean']:.4f}    {loss['mean']:.4f}\n"
         f"std   {accuracy['std']:.4f}    {loss['std']:.4f}\n"
-        f"{out}: accuracy in % and its 95 % interval: {in_percent(accuracy)}"
+        f"{out}: mean accuracy {accuracy['mean']:.4f}{interval}"
     )
     return "\n".join(lines)

@@ -279,9 +279,9 @@ def evaluate_runs(config: EvaluateConfig, report: Report) -> str:
     for path, group in zip(config.paths, groups, strict=True):
         lines += [line(str(member), [member]) for member in group]
         if len(group) > 1 and len(groups) > 1:
-            lines.append(line(f"{path}: its {len(group)} together", group))
+            lines.append(line(f"{path}: its {len(group)} members averaged", group))
     if len(paths) > 1:
-        lines.append(line(f"the {len(paths)} together", paths))
+        lines.append(line(f"all {len(paths)} models averaged", paths))
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.preview import TILE_PX, Sheet, Tile, draw
-from trainers.pictures import N_COLUMNS, new_figure, save
+from trainers.pictures import N_COLUMNS, TRAINING, VALIDATION, new_figure, save
 
 BLANK = Tile(np.full((1, TILE_PX, 1), 255, np.uint8), "")  # makes no row higher
 
@@ -47,8 +47,8 @@ def curves_together(
             Line2D([], [], color=c, label=f"{i}  {text}")
             for i, (c, text) in enumerate(zip(colours, labels, strict=True), 1)
         ),
-        Line2D([], [], color="#555555", label="validation"),
-        Line2D([], [], color="#555555", ls="--", alpha=0.5, label="training"),
+        Line2D([], [], color="#555555", label=VALIDATION),
+        Line2D([], [], color="#555555", ls="--", alpha=0.5, label=TRAINING),
     ]
     legend = figure.legend(handles=lines, loc="outside lower left", ncols=n_columns, frameon=False)
     for text in legend.get_texts():
@@ -64,7 +64,8 @@ def changes(title: str, sides: Sequence[tuple[str, list[Tile]]], path: Path) -> 
             row = tiles[start : start + N_COLUMNS]
             names.append(name)
             rows.append(row + [BLANK] * (N_COLUMNS - len(row)))
-    draw(Sheet(title, names or [""], [], rows or [[BLANK] * N_COLUMNS]), path)
+    note = "under each: what it is, and the guess of either with how sure that was"
+    draw(Sheet(title, names or [""], [], rows or [[BLANK] * N_COLUMNS], note=note), path)
 
 
 def folds(accuracy: dict[str, Any], path: Path) -> None:

@@ -98,7 +98,7 @@ def cam_sheet(network: Network, name: str, shown: Shown, chosen: int | None) -> 
         rows.append([Tile(np.asarray(large.convert("RGB")), shown.names[i]), Tile(over, words)])
     what = "the likeliest class" if chosen is None else shown.classes[chosen]
     title = f"Grad-CAM for {what}, at {name} ({heats.shape[2]}x{heats.shape[1]})"
-    note = "blue: nothing; red: what speaks most for the class in this image"
+    note = "blue: what says nothing for the class, red: the most. Below: class, how likely, truth"
     return sheet(title, note, rows, CAM_PX)
 
 

@@ -22,6 +22,8 @@ MATRIX_PT = 470  # its side, about, where the pairs are listed beside it
 N_MISTAKES = 32
 N_COLUMNS = 8
 MARK = "#b00020"
+# Of curves: whoever sees them alone would wonder why the training is worse.
+TRAINING, VALIDATION = "training, as augmented", "validation, on originals"
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ def curves(history: list[dict[str, Any]], path: Path) -> None:
     dot = "o" if len(epochs) == 1 else ""  # one point makes no line
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for prefix, label, colour in (
-            ("", "training", "#888888"),
-            ("val_", "validation", "#1f77b4"),
+            ("", TRAINING, "#888888"),
+            ("val_", VALIDATION, "#1f77b4"),
         ):
             values = [epoch[prefix + name] for epoch in history]
             axes.plot(epochs, values, marker=dot, label=label, color=colour)
