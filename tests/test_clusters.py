@@ -226,7 +226,8 @@ def test_a_cluster_that_starts_workers_when_there_is_work_writes_the_same_bytes(
 import subprocess, sys
 from distributed import LocalCluster
 if __name__ == "__main__":
-    with LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=None) as cluster:
+    any_port = {"dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=0, threads_per_worker=1, **any_port) as cluster:
         cluster.adapt(minimum=0, maximum=2, interval="100ms")
         job = [*sys.argv[1:], "--scheduler", cluster.scheduler_address]
         subprocess.run(job, check=True)

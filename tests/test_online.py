@@ -115,7 +115,7 @@ def test_images_beyond_the_cache_are_decoded_whenever_they_are_shown(
 
 def test_a_cluster_worker_caches_a_quarter_of_its_own_memory() -> None:
     # Other trainings run beside it.
-    options = {"processes": False, "dashboard_address": None, "memory_limit": "400 MB"}
+    options = {"processes": False, "dashboard_address": "127.0.0.1:0", "memory_limit": "400 MB"}
     with LocalCluster(n_workers=1, **options) as cluster, Client(cluster) as client:
         assert client.submit(cache_bytes).result() == 10**8
     assert cache_bytes() == memory_limit() // 4
