@@ -128,12 +128,22 @@ def refuse_if_held(out: Path) -> None:
 
 
 def is_held(out: Path) -> bool:
-    """Whether another process holds it, asked by one that may only read there."""
-    with suppress(OSError), lock_file(out).open("rb") as file:
-        try:
+    """Whether another process holds it, asked by one that may only read there.
+
+    Raises: EnvironmentFailed if that cannot be asked.
+    """
+    path = lock_file(out)
+    try:
+        with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError as err:
+        raise EnvironmentFailed(
+            f"{path}: cannot be asked whether a run is going ({err.strerror}); fix that"
+        ) from err
     return False
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets import storage
-from datasets.errors import UserError
+from datasets.errors import EnvironmentFailed, UserError
 from datasets.fingerprint import Scan
 from datasets.manifest import read_manifest
 from datasets.source import Samples
@@ -114,9 +114,14 @@ def read_index(out: Path, job_sha256: str) -> dict[str, Entry]:
 
 
 def stale_indexes(out: Path) -> list[Path]:
-    """Indexes beside `out` of other outputs than the one that stands there, and unfinished ones."""
+    """Indexes beside `out` of other outputs than the one that stands there, and unfinished ones.
+
+    Raises: EnvironmentFailed where that cannot be told, since its disk or mount fails.
+    """
     try:
         kept = index_path(out, read_manifest(out).job_sha256)
+    except EnvironmentFailed:
+        raise
     except UserError:
         kept = None
     return [path for name, path in indexes(out.parent) if name == out.name and path != kept]

@@ -8,6 +8,7 @@ storage is and who may use it comes from the environment, as its own tools have 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -21,7 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from datasets.errors import UserError, as_system_error, first_line
+from datasets.errors import UserError, as_system_error, first_line, system_error
 from datasets.storage_errors import hide_credentials, translating_errors
 
 URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<whole>/?)(?P<bucket>[^/]*).*", re.S)
@@ -192,11 +193,14 @@ def entries(folder: Path) -> Iterator[tuple[str, bool]]:
 def is_folder(entry: os.DirEntry[str]) -> bool:
     """Whether it is a folder or leads to one; a link that leads nowhere, or to itself, is none.
 
-    Raises: EnvironmentFailed if its disk or mount does not answer.
+    Raises: EnvironmentFailed if its disk or mount does not answer, or a sector cannot be read: what
+      is in it must not be passed over.
     """
     try:
         return entry.is_dir()
     except OSError as err:
+        if err.errno == errno.EIO:
+            raise system_error(entry.path, err) from err
         if told := as_system_error(entry.path, err):
             raise told from err
         return False

@@ -123,6 +123,9 @@ def apply(change: str, body: dict[str, Any]) -> None:
         value = text  # what YAML would take for a comment belongs to it
     command, dot, option = key.partition(".")
     if not dot:
+        if key not in KEYS and not is_out:
+            hint = similar(key, KEYS) or "an option is COMMAND.OPTION, such as augment.copies"
+            raise JobError(f"{where}: {shown_name(key)} is not known; {hint}")
         if not is_out:
             body[key] = value
         elif body.pop(key, None) is None:
@@ -234,7 +237,8 @@ def checked(
         errors = sorted(err.errors(include_url=False), key=lambda error: len(error["loc"]) > 1)
         # Of what is not filled in, nothing else is known.
         left = [e for e in errors if not any(e["loc"][: len(loc)] == loc for loc in unset)]
-        raise refused(path, mistakes + [mistake(e, commands, text) for e in left]) from None
+        lines = lines_in(text)
+        raise refused(path, mistakes + [mistake(e, commands, lines) for e in left]) from None
     found = valid.model_dump(by_alias=True, exclude_unset=True)
     steps = [next(iter(step.items())) for step in found["steps"]]
     job = JobFile(
@@ -286,7 +290,7 @@ def as_in_file(told: str, command: Command) -> str:
     """What a command says of its options, with their names as a job file has them."""
     names = {one.on: one.name for one in command.options if one.on}
     names |= {one.off: f"{one.name}: false" for one in command.options if one.off}
-    return re.sub(r"--[a-z][a-z0-9-]*", lambda flag: names.get(flag[0], flag[0]), told)
+    return re.sub(r"(?<!\S)--[a-z][a-z0-9-]*", lambda flag: names.get(flag[0], flag[0]), told)
 
 
 def outputs_in_history(job: JobFile) -> Iterator[str]:
@@ -319,9 +323,22 @@ def seconds_of(deadline: str) -> float:
     return int(number) * UNITS_S[unit]
 
 
-def mistake(error: Any, commands: Mapping[str, Command], text: str) -> str:
+def lines_in(text: str) -> dict[Loc, str]:
+    """`line 3: ` for each value of a job's text, which may be none."""
+    from pipeline.yaml_file import lines_of
+
+    found = lines_of(text) if text else {}
+    return {as_read(loc): f"line {n}: " for loc, n in found.items()}
+
+
+def as_read(loc: Loc) -> Loc:
+    """With options as they are named once they are read."""
+    return tuple(dashed(one) if isinstance(one, str) else one for one in loc)
+
+
+def mistake(error: Any, commands: Mapping[str, Command], lines: Mapping[Loc, str]) -> str:
     """What pydantic found: place, found, expected."""
-    where = told_place(error["loc"])
+    where, line = told_place(error["loc"]), lines.get(as_read(error["loc"]), "")
     match error["loc"]:
         case ("steps", _, command, key, *_):
             known = {option.name: option.expected for option in commands[command].options}
@@ -335,29 +352,21 @@ def mistake(error: Any, commands: Mapping[str, Command], text: str) -> str:
         case (key,):
             known = KEYS
     if error["type"] == "extra_forbidden":
-        if known is KEYS and any(key == one.name for c in commands.values() for one in c.options):
-            line = line_of(text, error["loc"])
+        is_option = any(dashed(key) == one.name for c in commands.values() for one in c.options)
+        if is_option and len(error["loc"]) < 4 and line:
             return f"{line}{where} is an option; indent it further than the command that it is of"
         return f"{where} is not known; {nearest(key, known)}"
     if error["type"] == "missing":
         return f"{where} is missing; expected {known[key]}"
     found = error["input"]
     if isinstance(found, dict):  # most often since something is indented too little or too far
-        where = line_of(text, error["loc"]) + where
+        where = line + where
     told = f"{where}: found {shown(found)}, expected {known[key]}"
     if error["type"] != "literal_error":
         return told
     kind: Any = next(one.kind for one in commands[command].options if one.name == key)
     hint = similar(str(found), map(str, kind))
     return f"{told}; {hint}" if hint else told
-
-
-def line_of(text: str, loc: Loc) -> str:
-    """`line 3: `, where the text of the job has the value; nothing where it has none."""
-    from pipeline.yaml_file import find_line
-
-    line = find_line(text, loc)
-    return f"line {line}: " if line else ""
 
 
 def shown(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -76,6 +76,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from pipeline.carry import Made
+
+ADVICE = "fix or remove them, or run again with a higher --max-bad"
 
 
 def is_intact_version(plan: Plan) -> bool:
@@ -161,7 +163,7 @@ def find_base(plan: Plan, overwrite: bool, report: Report) -> Base | None:
 def dry_run(config: AugmentConfig, report: Report) -> str:
     """What `materialize` would do, in a few lines; nothing is written.
 
-    Raises: what `materialize` would raise before any work.
+    Raises: what `materialize` would raise of the options and the source.
     """
     plan = make_plan(config, report)
     n_workers = 1 if config.scheduler else config.workers  # those of a cluster come and go
@@ -172,7 +174,9 @@ def dry_run(config: AugmentConfig, report: Report) -> str:
             return f"{plan.out}: this job was done before; nothing to do"
     except OutputError as err:
         return f"{describe_plan(plan, n_workers)}\nbut not there: {err}"
-    refuse_bad(unreadable(plan.samples, plan.scans), plan, config.max_bad, report)
+    if is_sealed(plan.partial) and not is_made_again(config, plan):
+        return f"{plan.folder}: all of it was made by a run that came to no end; would commit it"
+    refuse_unreadable_share(plan, config.max_bad, report)
     lines = [describe_plan(plan, n_workers)]
     done = {} if is_made_again(config, plan) else read_records(plan.partial)
     if done:
@@ -295,8 +299,7 @@ def make(
 
     check_held: Raises where this process has lost the output to another.
     """
-    # Known before any work; what does not decode is found by it.
-    refuse_bad(unreadable(plan.samples, plan.scans), plan, config.max_bad, report)
+    refuse_unreadable_share(plan, config.max_bad, report)
     partial = plan.partial
     if is_made_again(config, plan):
         refuse_other_bytes(plan)
@@ -324,7 +327,13 @@ def make(
     made, first = run_tasks(config, plan, tasks, client, report)
     worked = time.monotonic()
     shards = in_order([*done.values(), *(m.record for m in made)])
-    refuse_bad([i for r in shards for i in r.quarantined], plan, config.max_bad, report)
+    refuse_too_many_bad(
+        [item for record in shards for item in record.quarantined],
+        plan.n_samples,
+        config.max_bad,
+        f"nothing was committed; {ADVICE} (finished shards are kept)",
+        report,
+    )
     check_held()
     finish(plan.folder, plan.job, plan.classes, shards, config.overwrite)
     if base and base.folder in others:  # what was of use of it is in the output
@@ -338,16 +347,11 @@ def make(
     )
 
 
-def refuse_bad(bad: Sequence[tuple[str, str]], plan: Plan, max_bad: float, report: Report) -> None:
-    """Raises: NotCommitted where so many (sample id, reason) are more than may be left out."""
-    refuse_too_many_bad(
-        bad,
-        sum(len(part) for part in plan.samples.values()),
-        max_bad,
-        "nothing was committed; fix or remove them, or run again with a higher --max-bad (finished "
-        "shards are kept)",
-        report,
-    )
+def refuse_unreadable_share(plan: Plan, max_bad: float, report: Report) -> None:
+    """Before any work, which finds what does not decode. Raises: NotCommitted if so many inputs
+    cannot be read that nothing would be committed."""
+    bad = unreadable(plan.samples, plan.scans)
+    refuse_too_many_bad(bad, plan.n_samples, max_bad, f"nothing was written; {ADVICE}", report)
 
 
 def run_tasks(

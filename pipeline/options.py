@@ -140,7 +140,7 @@ def wrong_words(err: Any) -> str:
         context = getattr(err, "ctx", None)
         see = f"; see `{context.command_path} --help`" if context else ""
         message: str = err.format_message()
-        return message.rstrip(".") + see if message else ""
+        return message.rstrip(".?") + see if message else ""
     found = cause.errors()[0]
     where = f"{err.param.opts[0]} {found['input']}"
     choices = [str(choice) for choice in err.param.type_descriptor.choices or ()]

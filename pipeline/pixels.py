@@ -57,7 +57,10 @@ class Pixels:
             if isinstance(image, ImageError):  # it decoded when training began
                 told = f"{self.samples.ids[i]}: {image}"
                 if str(image).startswith(NOT_READ):
-                    raise EnvironmentFailed(f"{told}, but could when the run began; try again")
+                    raise EnvironmentFailed(
+                        f"{told}, but could when the run began; run the same command again (a "
+                        "training with --resume)"
+                    )
                 raise ImageError(told)
             found.append(image)
         return found

@@ -23,7 +23,7 @@ from pipeline.default_out import default_out
 from pipeline.job import Job, version_of
 from pipeline.policy import Policy, resolve_policy
 from pipeline.reading import scan_all
-from pipeline.report import Report
+from pipeline.report import Report, counted
 from pipeline.rng import MAX_COPY
 from pipeline.task import (
     Tasks,
@@ -126,6 +126,10 @@ class Plan:
     @property
     def partial(self) -> Path:
         return partial_folder(self.folder, self.job_sha256)
+
+    @property
+    def n_samples(self) -> int:
+        return sum(map(len, self.samples.values()))
 
     @property
     def n_images(self) -> int:
@@ -354,7 +358,8 @@ def refuse_too_many_bad(
     event before it names all."""
     if len(bad) > max_bad * total or len(bad) == total:
         files = [{"sample": name, "reason": why} for name, why in bad]
-        report.event(f"{len(bad)} inputs cannot be used", event="bad_inputs", files=files)
+        told = f"{counted(len(bad), 'input')} cannot be used"
+        report.event(told, event="bad_inputs", files=files)
         names = "; ".join(f"{name}: {why}" for name, why in bad[:5])
         more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise NotCommitted(

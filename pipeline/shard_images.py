@@ -14,7 +14,7 @@ import numpy as np
 
 from datasets import images, storage
 from datasets.blocks import blocks_per_group
-from datasets.errors import Damaged, UserError
+from datasets.errors import Damaged, OutputError, UserError
 from datasets.formats import FORMATS
 from datasets.manifest import Record, damages, read_manifest, repair_advice
 from datasets.source import mix, sample_keys
@@ -91,7 +91,7 @@ class ShardImages:
         manifest."""
         if not was_replaced(self.folder, self.handle):
             return
-        with suppress(UserError):  # none there, in the moment of a commit
+        with suppress(Damaged, OutputError):  # none there, in the moment of a commit
             if read_manifest(self.folder) == self.manifest:
                 return
         raise replaced_error(self.folder)

@@ -6,7 +6,6 @@ Of YAML 1.2: `yes` and 2026-01-01 are text, 1e-3 is a number, 010 is ten.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -86,21 +85,19 @@ def read_yaml(text: str) -> Any:
         raise ValueError(f"no text: {err}") from None
 
 
-def find_line(text: str, path: Iterable[str | int]) -> int | None:
-    """The line, from 1, on which a text that `read_yaml` accepts has the value that these keys and
-    positions lead to, or its key; None where it has none."""
-    node = yaml.compose(text, PlainLoader)
-    line = None
-    for step in path:
-        if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-            line = node.start_mark.line + 1
+def lines_of(text: str) -> dict[tuple[str | int, ...], int]:
+    """Keys and positions that lead to a value -> the line, from 1, of that, or of its key; of a
+    text that `read_yaml` accepts."""
+    lines = {}
+    waiting: list[tuple[tuple[str | int, ...], Any]] = [((), yaml.compose(text, PlainLoader))]
+    while waiting:
+        loc, node = waiting.pop()
+        if isinstance(node, yaml.SequenceNode):
+            parts = [((*loc, i), part, part) for i, part in enumerate(node.value)]
         elif isinstance(node, yaml.MappingNode):
-            pairs = {key.value: (key, value) for key, value in node.value}
-            if step not in pairs:
-                return None
-            key, node = pairs[step]
-            line = key.start_mark.line + 1
+            parts = [((*loc, key.value), key, value) for key, value in node.value]
         else:
-            return None
-    return line
+            continue
+        lines.update({inner: told.start_mark.line + 1 for inner, told, _ in parts})
+        waiting += [(inner, value) for inner, _, value in parts]
+    return lines

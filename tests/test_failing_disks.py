@@ -16,9 +16,11 @@ import pytest
 
 from datasets.catalog import open_source
 from datasets.cifar import Cifar10
+from datasets.commit import hold, is_held
 from datasets.errors import EnvironmentFailed, SourceError, UserError, system_failure
 from datasets.fingerprint import scan
 from datasets.folder import Folder, not_listed
+from datasets.index import stale_indexes
 from datasets.source import Listing, Samples, Source
 from datasets.storage import is_folder
 from pipeline.online import open_images
@@ -147,6 +149,25 @@ def test_a_class_folder_on_a_mount_that_is_gone_is_not_passed_over() -> None:
     assert not is_folder(EntryOnAMount("/photos/cat", errno.ELOOP))  # type: ignore[arg-type]
 
 
+def test_a_class_folder_that_the_disk_cannot_read_is_no_broken_link() -> None:
+    with pytest.raises(EnvironmentFailed, match="/photos/cat: Input/output error"):
+        is_folder(EntryOnAMount("/photos/cat", errno.EIO))  # type: ignore[arg-type]
+
+
+def test_a_process_without_handles_calls_no_index_stale(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("augment", "--dataset", write_photos(tmp_path / "photos"), "--workers", 0, "--out", out)
+    assert stale_indexes(out) == []
+    with no_handle_left(), pytest.raises(EnvironmentFailed, match=NO_HANDLE):
+        stale_indexes(out)
+
+
+def test_a_process_without_handles_says_of_no_run_that_it_was_killed(tmp_path: Path) -> None:
+    with hold(tmp_path / "job"), no_handle_left(), pytest.raises(EnvironmentFailed) as caught:
+        is_held(tmp_path / "job")
+    assert "cannot be asked whether a run is going (Too many open files)" in str(caught.value)
+
+
 def test_a_folder_that_the_disk_cannot_read_is_no_users_mistake() -> None:
     told = not_listed("/photos/cat", OSError(errno.EIO, os.strerror(errno.EIO)))
     assert told.exit_code == 5
@@ -180,8 +201,8 @@ def test_a_file_that_is_gone_in_the_midst_of_a_training_is_worth_a_retry(tmp_pat
     with pytest.raises(EnvironmentFailed) as caught:
         Stream(source, np.array([0]), 1, order_seed=None).batch(0)
     assert str(caught.value) == (
-        f"{name}: cannot be read: No such file or directory, but could when the run began; "
-        "try again"
+        f"{name}: cannot be read: No such file or directory, but could when the run began; run "
+        "the same command again (a training with --resume)"
     )
 
 

@@ -122,6 +122,7 @@ def test_set_changes_a_key_or_an_option_of_every_step_of_a_command(tmp_path: Pat
         ("augment.copies=x", "step 1 (augment): copies: found 'x', expected a whole number"),
         ("augment.copys=1", "step 1 (augment): copys is not known; did you mean 'copies'?"),
         ("dedline=1h", "dedline is not known; did you mean 'deadline'?"),
+        ("copies=8", "copies is not known; an option is COMMAND.OPTION, such as augment.copies"),
         ("dedline=", "there is no dedline to take out"),
         ("augment.copys=", "no step of augment has copys to take out"),
         ("deadline=0.5s", "deadline: found '0.5s', expected a time such as 90s, 30min or 6h"),
@@ -325,6 +326,24 @@ def test_variables_that_are_not_set_hide_no_other_mistakes(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"yaml: 2 mistakes$") as caught:
         read(tmp_path, "steps: [{augment: {out: '${A}', copies: -1}}, {augment: {copies: -3}}]")
     assert caught.value.mistakes[1] == "step 2 (augment): copies: expected 0 to 65,535, got -3"
+
+
+def test_one_mistake_made_many_times_takes_no_longer_than_its_file(tmp_path: Path) -> None:
+    """Each was looked for in the whole text: 4,000 of them took an hour."""
+    n = 4000
+    with pytest.raises(UserError, match=f"yaml: {n:,} mistakes".replace(",", "")) as caught:
+        read(tmp_path, "steps:\n" + "- clean:\n  folder: a\n" * n)
+    assert caught.value.mistakes[1].startswith("line 4: step 2: found the keys clean, folder")
+
+
+def test_an_option_after_a_dash_of_its_own_is_told_to_be_indented(tmp_path: Path) -> None:
+    told = refusal(tmp_path, "steps:\n- augment:\n- image_size: 3")
+    assert "line 3: step 2: image_size is an option; indent it further than the command" in told
+
+
+def test_what_looks_like_an_option_in_a_value_stays_as_it_is(tmp_path: Path) -> None:
+    told = refusal(tmp_path, "steps: [{augment: {out: 'ftp://x--copies/y'}}]")
+    assert "ftp://x--copies/y: ftp:// is not known" in told
 
 
 def test_a_changed_job_has_no_lines(tmp_path: Path) -> None:

@@ -424,7 +424,6 @@ HALF_READ = """
 import sys
 from pathlib import Path
 from pipeline.online import augmented, open_images
-from pipeline.pixels import cache_bytes
 from pipeline.plan import AugmentConfig
 from pipeline.report import Report
 from pipeline.stream import Stream

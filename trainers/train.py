@@ -225,7 +225,7 @@ def train_one(
         history, optimizer = History(), None
         if is_begun:
             history, optimizer = restored(config, learner, shown, config.out / STATE)
-        say_what_to_expect(config, shown, report)
+        say_what_to_expect(config, data, shown, report)
         started, board = time.monotonic(), TensorBoard(config.out, history.epochs)
         for epoch in run_epochs(config, shown, learner, history, optimizer, report):
             board.write(epoch)
@@ -242,10 +242,13 @@ def train_one(
     return result
 
 
-def say_what_to_expect(config: TrainConfig, data: Data, report: Report) -> None:
-    """Says, before the first epoch, what of the options will look worse or better than it is."""
-    n_copies, n_epochs = data.train.source.n_copies, config.epochs or 0
-    n_steps, transfer = n_epochs * data.train.steps_per_epoch, config.model.transfer
+def say_what_to_expect(config: TrainConfig, data: Data, shown: Data, report: Report) -> None:
+    """Says, before the first epoch, what of the options will look worse or better than it is.
+
+    shown: What the network learns from: the data, or features of them.
+    """
+    n_copies, n_epochs = shown.train.source.n_copies, config.epochs or 0
+    n_steps, transfer = n_epochs * shown.train.steps_per_epoch, config.model.transfer
     if config.patience and data.test is None:
         report.say(
             "there is no split test: --patience chooses the epoch by the images that the "
