@@ -29,6 +29,7 @@ from datasets.commit import (
 from datasets.errors import EnvironmentFailed, OutputError, UserError
 from datasets.index import index_path
 from datasets.manifest import (
+    UNFINISHED,
     VERSION,
     Manifest,
     Record,
@@ -142,14 +143,6 @@ def find_base(plan: Plan, overwrite: bool, report: Report) -> Base | None:
         return None
     if base.folder == plan.partial or not is_successor(plan.job, base.manifest):
         return None
-    if base.manifest.classes != list(plan.classes):
-        report.say(
-            f"the classes are others than in {base.folder} ({len(plan.classes)}, there were "
-            f"{len(base.manifest.classes)}), so a class may have another number; train again "
-            "what knows the old ones",
-            event="classes",
-            classes=list(plan.classes),
-        )
     if base.entries and has_sidecars(base.folder, base.manifest):
         return base
     report.say(
@@ -160,6 +153,21 @@ def find_base(plan: Plan, overwrite: bool, report: Report) -> Base | None:
     return None
 
 
+def tell_other_classes(plan: Plan, report: Report) -> None:
+    """Says so where the output that this one replaces, or is the latest after, had others."""
+    base = plan.base
+    if base is None or UNFINISHED.fullmatch(base.folder.name):
+        return
+    if base.manifest.classes != list(plan.classes):
+        report.say(
+            f"the classes are others than in {base.folder} ({len(plan.classes)}, there were "
+            f"{len(base.manifest.classes)}), so a class may have another number; train again "
+            "what knows the old ones",
+            event="classes",
+            classes=list(plan.classes),
+        )
+
+
 def dry_run(config: AugmentConfig, report: Report) -> str:
     """What `materialize` would do, in a few lines; nothing is written.
 
@@ -168,7 +176,9 @@ def dry_run(config: AugmentConfig, report: Report) -> str:
     plan = make_plan(config, report)
     n_workers = 1 if config.scheduler else config.workers  # those of a cluster come and go
     try:
-        if find_finished(plan, config.overwrite) is not None:
+        finished = find_finished(plan, config.overwrite)
+        tell_other_classes(plan, report)
+        if finished is not None:
             if plan.is_published and latest(plan.out) != plan.version:
                 return f"{plan.folder}: this job was done before; would make it the latest again"
             return f"{plan.out}: this job was done before; nothing to do"
@@ -256,13 +266,15 @@ def write(
             stack.enter_context(hold(plan.folder))  # `clean` looks at that one
         before = last_pointer(plan.out) if plan.is_published else 0
         finished = find_finished(plan, config.overwrite)
+        tell_other_classes(plan, report)
         if finished is not None:
             tidy(plan.partial)  # after a crash just before the end
             if not is_indexed(plan):
                 save_index(plan, report)
             was_latest = not plan.is_published or latest(plan.out) == plan.version
-            seconds = {"plan": time.monotonic() - started}
-            summary = summarize(plan, finished.shards, (), seconds, was_done=was_latest)
+            if not was_latest:
+                report.say(f"{plan.folder}: was made before; it becomes the latest", event="back")
+            summary = not_made(plan, finished.shards, started, was_done=was_latest)
         else:
             if storage.is_object(plan.out):
                 storage.abort_uploads(plan.out, VERSION)
@@ -270,9 +282,8 @@ def write(
                 check_held()
                 save_index(plan, report)
                 commit(plan.partial, plan.folder, config.overwrite)
-                seconds = {"plan": time.monotonic() - started}
                 shards = read_manifest(plan.folder).shards
-                summary = summarize(plan, shards, (), seconds, was_done=False)
+                summary = not_made(plan, shards, started, was_done=False)
             else:
                 summary = make(config, plan, report, client, started, check_held)
         release(plan, before, config.keep, report)
@@ -280,6 +291,12 @@ def write(
         others = sum(summary.seconds.values())
         summary = replace(summary, seconds={**summary.seconds, "commit": took - others})
         return recorded(plan, summary, report)
+
+
+def not_made(plan: Plan, shards: list[Record], started: float, was_done: bool) -> Summary:
+    """The summary of a run that found all its shards made."""
+    seconds = {"plan": time.monotonic() - started}
+    return summarize(plan, shards, {record.name for record in shards}, seconds, was_done)
 
 
 def is_made_again(config: AugmentConfig, plan: Plan) -> bool:
@@ -308,7 +325,8 @@ def make(
     base = find_base(plan, config.overwrite, report)
     others = [p for p in unfinished_runs(plan.out, plan.is_published) if p != partial]
     for other in others:
-        if base is None or other != base.folder:
+        is_pruned = config.keep and plan.is_published and not is_sealed(other)
+        if (base is None or other != base.folder) and not is_pruned:  # else `release` tells
             report.say(
                 f"{other}: left by an unfinished run of another job; "
                 f"`pipeline clean {plan.out}` removes it",

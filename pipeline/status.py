@@ -146,7 +146,8 @@ def show(found: Sequence[Status], folders: Sequence[Path]) -> None:
 
     console = Console(markup=False, emoji=False)
     if not found:
-        console.print(f"no runs in {', '.join(map(str, folders))}", soft_wrap=True)
+        where = ", ".join(str(folder.absolute()) for folder in folders)
+        console.print(f"no runs in {where}", soft_wrap=True)
         return
     table = Table(
         Column("job", overflow="fold"),

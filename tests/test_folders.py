@@ -316,6 +316,17 @@ def test_what_is_no_regular_file_is_named_and_never_read(tmp_path: Path) -> None
     }
 
 
+def test_other_classes_are_told_whenever_another_version_becomes_the_latest(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos"), tmp_path / "out"
+    job = ("augment", "--copies", 1, "--workers", 0, "--publish", "--out", out, "--dataset")
+    run(*job, photos)
+    first = (out / "latest").resolve()
+    other = write_photos(tmp_path / "other", classes=("ant", "cat", "dog"))
+    assert f"the classes are others than in {first} (3, there were 2)" in run(*job, other).stderr
+    assert "(2, there were 3), so a class may have another number" in run(*job, photos).stderr
+    assert "the classes are" not in run(*job, photos).stderr
+
+
 def test_classes_without_an_image_and_classes_that_came_or_went_are_told(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos")
     (photos / "@eaDir").mkdir()

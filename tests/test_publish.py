@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -79,7 +80,10 @@ def test_a_job_of_before_becomes_the_latest_again_without_work(tmp_path: Path) -
         run(*JOB, "--copies", copies, "--out", out)
     first = next(v for v in versions(out) if v != os.readlink(out / "latest"))
     before = (out / first / "_manifest.json").stat().st_mtime_ns
-    run(*JOB, "--copies", 1, "--out", out)
+    said = run(*JOB, "--copies", 1, "--log-format", "json", "--out", out).stderr
+    back, done = (json.loads(line) for line in said.splitlines()[-2:])
+    assert back["message"] == f"{out / first}: was made before; it becomes the latest"
+    assert (done["rows_made"], done["shards_written"]) == (0, 0)
     assert os.readlink(out / "latest") == first
     assert (out / first / "_manifest.json").stat().st_mtime_ns == before
     # And the next night finds what this one knew of the source.

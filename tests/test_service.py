@@ -529,7 +529,7 @@ def test_status_where_nothing_has_run_is_well(tmp_path: Path) -> None:
     assert run("status", tmp_path).stdout == f"no runs in {tmp_path}\n"
     assert json.loads(run("status", tmp_path, "--json").stdout) == []
     done = subprocess.run([PIPELINE, "status"], cwd=tmp_path, capture_output=True, check=True)
-    assert done.stdout == b"no runs in history\n"
+    assert done.stdout.decode() == f"no runs in {tmp_path / 'history'}\n"
 
 
 @pytest.mark.parametrize(
