@@ -101,7 +101,8 @@ class Shards(ABC):
             for split, paths in self.paths.items():
                 found[split], n_copies = self._samples(split, paths)
                 if n_copies:
-                    ignored.append(f"{split} ({n_copies:,} copies of originals that are there)")
+                    what = f"{n_copies:,} augmented copies in {split}"
+                    ignored.append(f"{what}, beside their originals")
         except Damaged as err:
             raise SourceError(f"{err}; fetch or write it again") from err
         classes = self.classes

@@ -46,7 +46,11 @@ MAX_BAD = 0.01  # share of inputs that may be unusable, unless told otherwise
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """The options of `pipeline augment`, as the command line gives them."""
+    """The options of `pipeline augment`, as the command line gives them.
+
+    image_size: (height, width) in pixels to which every image is fitted; None: as they are.
+    Raises: UserError for values that cannot be, alone or together.
+    """
 
     dataset: str
     data_dir: Path = DATA_DIR
@@ -72,6 +76,15 @@ class AugmentConfig:
     keep: int | None = None
 
     def __post_init__(self) -> None:
+        # What a program may give in another form, and would hear of in the midst of the work.
+        for name, is_right, example in (
+            ("dataset", isinstance(self.dataset, str), "a name, path or URL as text"),
+            ("data_dir", not isinstance(self.data_dir, str), 'Path("folder")'),
+            ("out", not isinstance(self.out, str), 'Path("folder") or UPath("s3://...")'),
+            ("image_size", not isinstance(self.image_size, int), "(height, width)"),
+        ):
+            if not is_right:
+                raise UserError(f"{name}: expected {example}, got {getattr(self, name)!r}")
         if not self.dataset:
             raise UserError("--dataset: expected a name or a path, got nothing")
         if not 0 <= self.copies <= MAX_COPY:

@@ -214,6 +214,17 @@ def test_models_made_elsewhere_are_evaluated_by_their_own_probabilities(
     assert f"loss {-np.log(of_truth).mean():.4f} on 335 images of test;" in found
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
+def test_models_of_different_sizes_are_told_before_the_data_are_read(tmp_path: Path) -> None:
+    for side in (8, 9):
+        write_foreign(tmp_path / f"{side}.keras", side)
+    paths = (tmp_path / "8.keras", tmp_path / "9.keras")
+    said = run("evaluate", *paths, "--dataset", "/nowhere", code=2).stderr
+    assert said.startswith(
+        f"pipeline: {paths[1]}: takes images of 9x9 pixels, {paths[0]} of 8x8; evaluate them one"
+    )
+
+
 def test_what_is_no_model_is_told_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     path.write_text("epoch,loss")

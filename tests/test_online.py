@@ -113,6 +113,22 @@ def test_images_beyond_the_cache_are_decoded_whenever_they_are_shown(
         assert_array_equal(part.source.images(shown, copy), whole.source.images(shown, copy))
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"image_size": 96}, "image_size: expected (height, width), got 96"),
+        ({"out": "folder"}, 'out: expected Path("folder") or UPath("s3://..."), got \'folder\''),
+        ({"dataset": Path("photos")}, "dataset: expected a name, path or URL as text, got "),
+    ],
+)
+def test_values_of_another_form_are_told_before_any_work(
+    options: dict[str, object], told: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        AugmentConfig(**({"dataset": "digits"} | options))  # type: ignore[arg-type]
+    assert str(caught.value).startswith(told)
+
+
 def test_a_cluster_worker_caches_a_quarter_of_its_own_memory() -> None:
     # Other trainings run beside it.
     options = {"processes": False, "dashboard_address": "127.0.0.1:0", "memory_limit": "400 MB"}

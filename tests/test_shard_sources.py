@@ -58,7 +58,7 @@ def test_our_shards_give_the_originals_with_their_ids_labels_and_class_names(
     assert rows_of(source, listing) == rows_of(original, original.listing())
     assert listing.classes == original.listing().classes
     n_copies = 2 * len(listing.splits["train"])
-    assert listing.ignored == (f"train ({n_copies:,} copies of originals that are there)",)
+    assert listing.ignored == (f"{n_copies:,} augmented copies in train, beside their originals",)
     assert source.channels == original.channels
 
 

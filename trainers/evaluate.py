@@ -197,6 +197,23 @@ def check_fits(path: Path, model: Any, run: dict[str, Any], source: Images) -> N
         )
 
 
+def refuse_other_sizes(paths: list[Path], models: list[Any]) -> None:
+    """Raises: UserError if no image size fits all of the models, which see the same images."""
+    sizes = [getattr(model, "input_shape", None) for model in models]
+    known = [
+        (path, size[1:3])
+        for path, size in zip(paths, sizes, strict=True)
+        if isinstance(size, tuple) and len(size) == 4 and None not in size[1:3]
+    ]
+    for path, size in known[1:]:
+        if size != known[0][1]:
+            raise UserError(
+                f"{path}: takes images of {'x'.join(map(str, size))} pixels, {known[0][0]} of "
+                f"{'x'.join(map(str, known[0][1]))}; evaluate them one by one, or look at "
+                "`pipeline compare`"
+            )
+
+
 def members(path: Path) -> list[Path]:
     """The runs of an ensemble's folder, in their order; any other path is itself."""
     if not (path / ENSEMBLE).is_file():
@@ -257,6 +274,7 @@ def evaluate_runs(config: EvaluateConfig, report: Report) -> str:
     groups = [members(path) for path in config.paths]
     paths = [member for group in groups for member in group]
     models = [load_model(path) for path in paths]
+    refuse_other_sizes(paths, models)
     known = [read_config(path) for path in paths]
     source, shown, what = images_of(config, paths, known, report)
     for path, model, config_of in zip(paths, models, known, strict=True):

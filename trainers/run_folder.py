@@ -13,7 +13,7 @@ from datasets.storage import write_atomically
 from pipeline.job import differences
 from trainers.config import ARITHMETIC, TrainConfig, identity, origin
 from trainers.data import Data
-from trainers.evaluate import CONFIG
+from trainers.evaluate import CONFIG, MODEL_H5
 from trainers.fit import STATE
 from trainers.results import is_whole
 
@@ -83,13 +83,17 @@ def is_in_the_way(config: TrainConfig, data: Data) -> bool:
     return False
 
 
-def is_done_elsewhere(config: TrainConfig, data: Data) -> bool:
-    """Whether this run was finished with other arithmetic, which no epoch is left for."""
+def is_done(config: TrainConfig, data: Data) -> bool:
+    """Whether this run was finished, if by other threads or libraries, and all asked for is there.
+
+    Raises: OutputError if another run was.
+    """
     if not config.resume or not is_whole(config.out):
         return False
     before, known = stored_run(config)["run"], identity(config, data)
     refuse_another_run(config, before, known)
-    return before != as_json(known)
+    has_h5 = (config.out / MODEL_H5).is_file() or not config.save_h5
+    return has_h5 or before != as_json(known)
 
 
 def stored_run(config: TrainConfig) -> dict[str, Any]:

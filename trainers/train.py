@@ -37,7 +37,7 @@ from trainers.models import build
 from trainers.results import TensorBoard, is_whole, read_result, write_ensemble, write_run
 from trainers.run_folder import (
     begin_whole,
-    is_done_elsewhere,
+    is_done,
     is_in_the_way,
     prepare_run,
     put_back,
@@ -72,7 +72,7 @@ def train(
         data = open_training(config, report)
         if config.overwrite and is_in_the_way(config, data):
             return train_beside(config, data, report)
-        if is_done_elsewhere(config, data):
+        if is_done(config, data):
             return done_before(config, data, report)
         return train_one(config, data, report)
 
@@ -175,7 +175,7 @@ def done_before(config: TrainConfig, data: Data, report: Report) -> dict[str, An
     """The result of a finished run, which stays as it is."""
     prepare_run(config, data)
     result = read_result(config.out)
-    tell(config.out, result, "trained before, with other threads or libraries", report)
+    tell(config.out, result, "trained before; nothing to do", report)
     return result
 
 
