@@ -37,7 +37,7 @@ PART_LINES = 4  # of one part of a caption
 LEFT_PX, TOP_PX = 120, 56
 SHORT = {
     "shift_x_px": ("shift {:+.1f}", 0.0),
-    "shift_y_px": (", {:+.1f}", 0.0),
+    "shift_y_px": (", {:+.1f} px", 0.0),
     "angle_deg": ("rotate {:+z.0f}°", 0.0),
     "flipped": ("flip", 0.0),
     "flipped_vertically": ("flip v", 0.0),
@@ -57,6 +57,7 @@ class Tile:
 class Sheet:
     """Rows of tiles with a title; each row is named by its class, each column by its copy.
 
+    ids: Of the samples, below their classes; [] for none.
     note: How to read the sheet, below a title that is then never cut, instead of names of columns.
     tile_px: The longer side of every image.
     """
@@ -65,6 +66,7 @@ class Sheet:
     names: list[str]
     copies: list[int]
     rows: list[list[Tile]]
+    ids: list[str] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
     note: str = ""
     tile_px: int = TILE_PX
@@ -86,6 +88,12 @@ def caption(params: dict[str, float], library: str | None) -> str:
         if step.get("applied", True):
             parts += [s["op"].removeprefix(PREFIX) for s in step.get("transforms", [step])]
     return "  ".join(parts)
+
+
+def original(image: np.ndarray) -> str:
+    """With its size, since tiles all have one and shifts are in pixels of the image."""
+    height, width = image.shape[:2]
+    return f"original, {height}x{width}"
 
 
 def from_source(
@@ -115,7 +123,7 @@ def from_source(
     samples = listing.splits[split].take(limited(listing.splits[split].ids, n_samples))
     copies = list(range(n_copies + 1))
     library = LibraryStage(policy.library) if policy.library else None
-    names, rows, bad = [], [], []
+    names, rows, ids, bad = [], [], [], []
     for i, data in enumerate(read_each(source, samples.refs)):
         try:
             image = decode_sample(source, samples, i, data, image_size)[None]
@@ -126,14 +134,15 @@ def from_source(
         for copy in copies:
             out, params, done = augment_batch(policy, image, ready, keys, copy, seed, library)
             values = {name: float(value[0]) for name, value in params.items()}
-            text = caption(values, done[0] if done else None) if copy else "original"
+            text = caption(values, done[0] if done else None) if copy else original(out[0])
             row.append(Tile(out[0], text))
         names.append(listing.classes[int(samples.labels[i])])
         rows.append(row)
+        ids.append(samples.ids[i])
     if not rows:
         why = f"none of its images can be shown: {'; '.join(bad[:3])}" if bad else "has no image"
         raise UserError(f"--split {split}: {dataset} {why}; choose another split or data set")
-    return Sheet(f"{source.name}, {split}: {policy}", names, copies, rows, bad)
+    return Sheet(f"{source.name}, {split}: {policy}", names, copies, rows, ids, bad)
 
 
 def from_output(folder: Path, split: str, n_samples: int, n_copies: int) -> Sheet:
@@ -173,7 +182,7 @@ def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> She
                     ) from err
                 values = {n: float(rows.params[n][i]) for n in names if n in rows.params}
                 text = caption(values, rows.library[i] if rows.library else None)
-                tile = Tile(image, text if rows.copy else "original")
+                tile = Tile(image, text if rows.copy else original(image))
                 found.setdefault(sample_id, {})[rows.copy] = (tile, int(rows.labels[i]))
         if len(found) == n_samples:
             break
@@ -183,7 +192,7 @@ def from_version(folder: Path, split: str, n_samples: int, n_copies: int) -> She
     classes = [manifest.classes[label] for label in labels]
     copies = sorted({copy for tiles in found.values() for copy in tiles})
     grid = [[tiles[copy][0] for copy in copies] for tiles in found.values()]
-    return Sheet(f"{folder.name}, {split}: {job.policy}", classes, copies, grid)
+    return Sheet(f"{folder.name}, {split}: {job.policy}", classes, copies, grid, list(found))
 
 
 def refuse_other_names(out: Path) -> None:
@@ -204,9 +213,12 @@ def draw(sheet: Sheet, out: Path) -> str:
     large, small = ImageFont.load_default(15), ImageFont.load_default(11)
     scaled = [[enlarged(tile.image, sheet.tile_px) for tile in row] for row in sheet.rows]
     lines = [[wrapped(tile.caption, small, sheet.tile_px) for tile in row] for row in sheet.rows]
+    ids = [broken(name, small, LEFT_PX - 20) for name in sheet.ids or [""] * len(sheet.rows)]
+    tallest = [max(image.height for image in row) for row in scaled]
     heights = [
-        max(image.height for image in row) + LINE_PX * max(map(len, captions)) + MARGIN_PX
-        for row, captions in zip(scaled, lines, strict=True)
+        max(tall + LINE_PX * max(map(len, captions)), tall // 2 + LINE_PX * (1 + len(name)))
+        + MARGIN_PX
+        for tall, captions, name in zip(tallest, lines, ids, strict=True)
     ]
     n_columns = max([1, *map(len, sheet.rows)])
     left, step = LEFT_PX if any(sheet.names) else MARGIN_PX, sheet.tile_px + MARGIN_PX
@@ -222,9 +234,13 @@ def draw(sheet: Sheet, out: Path) -> str:
         x = left + column * step
         pen.text((x, TOP_PX - LINE_PX - 6), f"copy {copy}", "#777777", small)
     y = TOP_PX
-    for name, row, captions, height in zip(sheet.names, scaled, lines, heights, strict=True):
-        middle = y + max(image.height for image in row) // 2 - LINE_PX // 2
+    for name, sample_id, row, tall, captions, height in zip(
+        sheet.names, ids, scaled, tallest, lines, heights, strict=True
+    ):
+        middle = y + tall // 2 - LINE_PX // 2
         pen.text((MARGIN_PX, middle), fitted(name, small, LEFT_PX - 20), "black", small)
+        for n, line in enumerate(sample_id, 1):
+            pen.text((MARGIN_PX, middle + LINE_PX * n), line, "#777777", small)
         for column, (image, caption) in enumerate(zip(row, captions, strict=True)):
             x = left + column * step
             if sheet.note:  # white tiles would have no end
@@ -281,12 +297,12 @@ def wrapped(text: str, font: object, tile_px: int) -> list[str]:
 
 
 def broken(text: str, font: object, tile_px: int) -> list[str]:
-    """Lines no wider than a tile, ended by a space, an underscore or a hyphen where there is one;
+    """Lines no wider than a tile, ended by a space, _, - or / where there is one;
     of a text that would need more than `PART_LINES` the rest is cut."""
     lines: list[str] = []
     while not is_narrow(text, font, tile_px) and len(lines) < PART_LINES - 1:
         end = next((n for n in range(len(text), 1, -1) if is_narrow(text[:n], font, tile_px)), 1)
-        mark = 1 + max(text.rfind(mark, 0, end) for mark in " _-")
+        mark = 1 + max(text.rfind(mark, 0, end) for mark in " _-/")
         lines.append(text[: mark or end].rstrip())
         text = text[mark or end :].lstrip()
     return [*lines, fitted(text, font, tile_px)]

@@ -133,7 +133,7 @@ def test_no_name_is_too_long_for_a_caption() -> None:
 
 def test_a_caption_says_what_was_done_and_leaves_out_what_was_not() -> None:
     params = {"shift_x_px": 2.06, "shift_y_px": -0.4, "angle_deg": 7.2, "brightness": 1.084}
-    assert caption(params, None) == "shift +2.1, -0.4  rotate +7°  bright 1.08"
+    assert caption(params, None) == "shift +2.1, -0.4 px  rotate +7°  bright 1.08"
     still = {"angle_deg": 0.0, "flipped": 1.0, "flipped_vertically": 0.0, "brightness": 1.0}
     assert caption(still, "[]") == "flip"
     steps = ['{"op": "albumentations.Blur"}', '{"op": "albumentations.Noise", "applied": false}']
@@ -156,7 +156,8 @@ def test_captions_tell_the_parameters_of_the_rows(output: Path) -> None:
     for sample_id, tiles in zip(ids, shown.rows, strict=True):
         rows = sorted((r for r in table if r["sample_id"] == sample_id), key=lambda r: r["copy"])
         told = [caption({name: row[name] for name in names}, None) for row in rows[1:]]
-        assert [tile.caption for tile in tiles] == ["original", *told]
+        assert [tile.caption for tile in tiles] == ["original, 8x8", *told]
+    assert shown.ids == ids
 
 
 def test_columns_are_named_by_the_copies_that_are_there(tmp_path: Path) -> None:
