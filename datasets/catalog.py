@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import storage
 from datasets.commit import is_unfinished
-from datasets.errors import SourceError, nearest
+from datasets.errors import SourceError, nearest, similar
 from datasets.source import Source
 from datasets.storage_errors import translating_errors
 from datasets.versions import open_version, output_of
@@ -70,10 +70,11 @@ def open_source(dataset: str, data_dir: Path) -> Source:
         from datasets.listing import ListFile
 
         return ListFile(path)
-    raise SourceError(
-        f"--dataset {dataset}: neither a known name nor a path that exists; "
-        f"{nearest(dataset, CATALOG)}"
-    )
+    beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+    if not (hint := similar(path.name, [*CATALOG, *beside])):
+        is_path = os.sep in dataset  # whose writer has not mistaken the name of a data set
+        hint = "look at each part of it" if is_path else nearest(dataset, CATALOG)
+    raise SourceError(f"--dataset {dataset}: neither a known name nor a path that exists; {hint}")
 
 
 def data_name(dataset: str) -> str:

@@ -149,9 +149,11 @@ class ListFile:
         for name in wanted:
             if name in columns:
                 return columns[name]
+        advice = f"rename the one that holds the {wanted[0]} to {' or '.join(wanted)}"
+        if len(columns) == 1 and re.search(r"[;\t|]", next(iter(columns))):
+            advice = "columns are separated by commas: write it with those"
         raise SourceError(
-            f"{self.file}: no column {wanted[0]!r}; it has {', '.join(columns)}; rename the one "
-            f"that holds the {wanted[0]} to {' or '.join(wanted)}"
+            f"{self.file}: no column {wanted[0]!r}; it has {', '.join(columns)}; {advice}"
         )
 
     @property

@@ -58,6 +58,7 @@ from pipeline.output import (
     save_index,
 )
 from pipeline.plan import (
+    ADVICE,
     AugmentConfig,
     Plan,
     make_plan,
@@ -77,8 +78,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from pipeline.carry import Made
-
-ADVICE = "fix or remove them, or run again with a higher --max-bad"
 
 
 def is_intact_version(plan: Plan) -> bool:

@@ -26,6 +26,7 @@ from pipeline.library_ops import LibraryStage
 from pipeline.opencv_kernel import augment_batch, margin, prepare
 from pipeline.pixels import Pixels, load_pixels
 from pipeline.plan import (
+    ADVICE,
     AugmentConfig,
     choose_samples,
     policy_of,
@@ -150,7 +151,7 @@ def open_split(
         found = scan(source, samples, progress.advance)
     refuse_unreadable(config.dataset, {config.split: samples}, {config.split: found})
     known = unreadable({config.split: samples}, {config.split: found})
-    refuse_too_many_bad(known, len(samples), config.max_bad, "fix or remove them", report)
+    refuse_too_many_bad(known, len(samples), config.max_bad, ADVICE, report)
     shape = common_shape({config.split: found}, config.image_size)
     if shape is None:
         raise UserError(
@@ -168,7 +169,7 @@ def open_split(
         if why.startswith(NOT_READ) and found.digests[i]:  # else this run would be another
             raise EnvironmentFailed(f"{samples.ids[i]}: {why}, but could a moment ago; try again")
     named = sorted((samples.ids[i], why) for i, why in bad.items())
-    refuse_too_many_bad(named, len(samples), config.max_bad, "fix or remove them", report)
+    refuse_too_many_bad(named, len(samples), config.max_bad, ADVICE, report)
     for name, why in named:
         report.say(f"not used: {name}: {why}", event="quarantined", sample=name, reason=why)
     block_samples = resolve_block_samples(config.block_samples, {config.split: found}, shape)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 QUALITY = 95  # of JPEG
 MAX_BAD = 0.01  # share of inputs that may be unusable, unless told otherwise
+ADVICE = "fix or remove them, or run again with a higher --max-bad"
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,9 @@ def refused(code: int, *arguments: object) -> str:
     ("options", "expected"),
     [
         (("--dataset", "cifar01"), "did you mean 'cifar10'"),
-        (("--dataset", "/nowhere/at/all"), "neither a known name nor a path that exists"),
+        (("--dataset", "/nowhere/at/all"), "nor a path that exists; look at each part of it"),
+        (("--dataset", "/etx"), "nor a path that exists; did you mean 'etc'?"),
+        (("--dataset", "cifar"), "nor a path that exists; did you mean 'cifar10'?"),
         (("--policy", "rotat(degrees=3)"), "did you mean 'rotate'"),
         (("--copies", 0, "--no-original"), "nothing to write"),
         (("--copies", 70_000), "expected 0 to 65,535, got 70,000"),
@@ -119,6 +121,7 @@ def test_a_folder_with_classes_but_no_images(tmp_path: Path) -> None:
     [
         ("path,kind\na.png,1\n", "no column 'label'; it has path, kind"),
         ("name,label\na.png,1\n", "no column 'path'; it has name, label"),
+        ("path;label\na.png;1\n", "it has path;label; columns are separated by commas"),
         ("path,label\na.png,\n", "row 1 lacks a path or a label"),
         ("path,label\n", "has no rows"),
         ("", "has no rows"),

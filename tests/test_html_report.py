@@ -210,7 +210,8 @@ def test_the_mistakes_that_a_network_was_surest_of_come_first() -> None:
     assert found.title == "3 of 4 wrong, the surest first"
     (row,) = found.rows
     for tile, (i, sure) in zip(row, [(2, "90%"), (3, "70%"), (0, "50%")], strict=True):
-        assert tile.caption == f"{guesses[i]} ({sure})  is {truth[i]}"
+        name = source.ids[shown[i]]
+        assert tile.caption == f"{guesses[i]} ({sure})  is {truth[i]}\n{name}"
         assert_array_equal(tile.image, source.images(shown[[i]], 0)[0])
 
 

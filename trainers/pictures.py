@@ -189,17 +189,19 @@ def shortened(name: str) -> str:
 
 
 def mistakes(found: Evaluation, source: Images, shown: np.ndarray) -> Sheet:
-    """Images of wrong guesses with the highest probability, with guess, truth and probability."""
+    """Images of wrong guesses with the highest probability, with guess, probability, truth and
+    sample id."""
     sure, classes = found.probabilities.max(1), source.classes
     wrong = np.flatnonzero(found.labels != found.guesses)
     worst = wrong[np.argsort(-sure[wrong], kind="stable")][:N_MISTAKES]
-    tiles = [
-        Tile(image, f"{classes[found.guesses[i]]} ({sure[i]:.0%})  is {classes[found.labels[i]]}")
-        for i, image in zip(worst, source.images(shown[worst], 0), strict=True)
-    ]
+    tiles = []
+    for i, image in zip(worst, source.images(shown[worst], 0), strict=True):
+        guess, truth = classes[found.guesses[i]], classes[found.labels[i]]
+        name = source.ids[shown[i]]
+        tiles.append(Tile(image, f"{guess} ({sure[i]:.0%})  is {truth}\n{name}"))
     rows = [tiles[i : i + N_COLUMNS] for i in range(0, len(tiles), N_COLUMNS)]
     title = (
         f"{len(wrong):,} of {len(shown):,} wrong{', the surest first' if len(wrong) > 1 else ''}"
     )
-    note = "under each: the guess, how sure it was, and what it is"
+    note = "under each: the guess, how sure it was, what it is, and which sample"
     return Sheet(title, [""] * len(rows), [], rows, note=note)
