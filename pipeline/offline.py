@@ -132,6 +132,8 @@ def told_changes(plan: Plan) -> str:
     if base is None or base.folder != plan.folder or not base.entries:
         return ""
     n_new, n_changed, n_gone = source_changes(base, plan.classes, plan.samples, plan.scans)
+    if not (n_new or n_changed or n_gone):
+        return " (it has other classes)"
     return f" ({n_new:,} new, {n_changed:,} changed, {n_gone:,} gone)"
 
 

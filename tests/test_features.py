@@ -79,6 +79,16 @@ def test_training_on_features_is_training_through_the_frozen_backbone(
     assert np.abs(found - untrained).max() / np.abs(want).max() > 0.1
 
 
+def test_patience_has_the_test_split_of_the_data_though_features_have_none(
+    photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    job = ("train", "--dataset", photos, *NETWORK, "--weights", weights, "--mode", "freeze")
+    job += ("--features", tmp_path / "features", "--epochs", 1, "--patience", 1)
+    said = run(*job, "--out", tmp_path / "run").stderr
+    assert "there is no split test" not in said
+    assert "test accuracy" in said
+
+
 def test_features_are_ordinary_shards_made_once(
     photos: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -455,6 +455,26 @@ def test_an_output_of_a_source_that_has_changed_since_is_no_other_job(
     assert "another job (seed was 0, now 1; the source" in run(*job, "--seed", 1, code=2).stderr
 
 
+def test_a_class_without_images_is_a_change_of_the_source(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos")
+    job = ("augment", "--dataset", photos, "--workers", 0, "--out", tmp_path / "out")
+    run(*job)
+    (photos / "zebra").mkdir()
+    assert "has changed since this was written (it has other classes);" in run(*job, code=2).stderr
+
+
+def test_a_dry_run_of_what_is_ready_says_that_it_would_be_committed(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos", 40), tmp_path / "out"
+    broken = next((photos / "cat").glob("*.png"))
+    broken.write_bytes(b"")
+    job = ("augment", "--dataset", photos, "--workers", 0, "--out", out)
+    run_killed(*job, "--max-bad", 0.5, step="commit", victim="group", folder=tmp_path)
+    said = run(*job, "--dry-run").stdout
+    assert said == f"{out}: all of it was made by a run that came to no end; would commit it\n"
+    run(*job)
+    assert out.is_dir()
+
+
 def test_a_run_of_another_job_that_came_to_no_end_goes_with_the_old_versions(
     edited: Photos,
 ) -> None:
