@@ -333,6 +333,12 @@ def make(
                 f"`pipeline clean {plan.out}` removes it",
                 event="stale",
             )
+    if plan.job.shape is None:
+        report.say(
+            "the images have different sizes and keep them; to train on the output, give "
+            "--image-size",
+            event="sizes",
+        )
     tasks = plan.tasks(done, base)
     check_disk(plan, tasks, base)
     prepare_partial(plan.folder, plan.job, plan.out)

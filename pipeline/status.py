@@ -59,7 +59,7 @@ class Status:
         """What went wrong, and when it last went well."""
         success = "it has never succeeded"
         if self.last_success:
-            success = f"last success {shown_time(self.last_success)}"
+            success = f"last success {shown_time(self.last_success)} UTC"
         return f"{self.error}; {success}" if self.error else success
 
 
@@ -151,7 +151,7 @@ def show(found: Sequence[Status], folders: Sequence[Path]) -> None:
         return
     table = Table(
         Column("job", overflow="fold"),
-        *(Column(name, no_wrap=True) for name in ("last run", "took")),
+        *(Column(name, no_wrap=True) for name in ("last run, UTC", "took")),
         "outcome",
         *(Column(name, justify="right", no_wrap=True) for name in ("rows", "not used")),
         box=box.SIMPLE_HEAD,  # which leaves most room in 80 columns

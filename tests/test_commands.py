@@ -308,7 +308,7 @@ def test_json_lines_are_whole_objects_and_end_with_what_was_done(tmp_path: Path)
     events = [json.loads(line) for line in result.stderr.splitlines()]
     assert all({"time", "message", "event"} <= set(event) for event in events)
     shards, done = read_manifest(out).shards, events[-2]
-    kinds = ["ignored", *["shard"] * len(shards), "done", "quarantined"]
+    kinds = ["ignored", "sizes", *["shard"] * len(shards), "done", "quarantined"]
     assert [event["event"] for event in events] == kinds
     assert (done["out"], done["shards"]) == (str(out), len(shards))
     assert done["rows"] == table_of(out).num_rows

@@ -500,13 +500,13 @@ def test_the_table_of_jobs_fits_into_80_columns(tmp_path: Path) -> None:
     append_line(tmp_path / "other.runs.jsonl", {**late, "error": "no such folder", "exit_code": 2})
     found = run("status", tmp_path, code=3, env={"COLUMNS": "80"})
     head, _, *lines = (re.split("  +", line.strip()) for line in found.stdout.splitlines())
-    assert head == ["job", "last run", "took", "outcome", "rows", "not used"]
+    assert head == ["job", "last run, UTC", "took", "outcome", "rows", "not used"]
     assert lines == [
         ["birds", "2026-11-25 02:00", "2 h 00 min", "past its"],
         ["deadline (6)"],
         ["nightly-birds", "2026-11-24 02:00", "1 h 21 min", "done", "1,234,567", "12"],
         ["other", "2026-11-25 02:00", "2 h 00 min", "wrong use (2)"],
-        ["birds: past its deadline of 2 h; last success 2026-11-24 03:21"],
+        ["birds: past its deadline of 2 h; last success 2026-11-24 03:21 UTC"],
         ["other: no such folder; it has never succeeded"],
     ]
 
