@@ -14,6 +14,7 @@ from datasets import storage
 from datasets.fingerprint import Scan, read_scan, recognize
 from datasets.source import OfFiles, Samples, Source, stamps_of
 from pipeline.job import check_environment, environment
+from pipeline.memory import keep_freed_memory
 from pipeline.workers import run, when_there
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def scan_all(
       to come, or None: this process reads all, as it does where samples are not files.
     Raises: what `pipeline.workers.run` does.
     """
+    keep_freed_memory()
     files = source.image_folder if isinstance(source, OfFiles) else None
     scans: dict[str, Scan] = {}
     left: list[tuple[str, np.ndarray]] = []
