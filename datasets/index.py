@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets import storage
-from datasets.errors import EnvironmentFailed, UserError
+from datasets.errors import Damaged, OutputError
 from datasets.fingerprint import Scan
 from datasets.manifest import read_manifest
 from datasets.source import Samples
@@ -120,9 +120,7 @@ def stale_indexes(out: Path) -> list[Path]:
     """
     try:
         kept = index_path(out, read_manifest(out).job_sha256)
-    except EnvironmentFailed:
-        raise
-    except UserError:
+    except (OutputError, Damaged):
         kept = None
     return [path for name, path in indexes(out.parent) if name == out.name and path != kept]
 

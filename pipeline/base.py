@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets.blocks import block_of
 from datasets.commit import RUN, read_records
-from datasets.errors import Damaged, EnvironmentFailed, UserError
+from datasets.errors import Damaged, OutputError
 from datasets.fingerprint import Scan
 from datasets.formats import FORMATS
 from datasets.index import Entry, read_index
@@ -63,9 +63,7 @@ def read_base(folder: Path) -> Base | None:
     output. Raises: EnvironmentFailed if the storage fails, which may have one."""
     try:
         manifest = read_manifest(folder)
-    except EnvironmentFailed:
-        raise
-    except UserError:
+    except (OutputError, Damaged):
         return None
     return Base(folder, manifest, read_index(folder, manifest.job_sha256))
 

@@ -10,16 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from datasets.catalog import data_name
-from datasets.errors import JobError, UserError, first_line, nearest, similar, system_failure
+from datasets.errors import JobError, UserError, first_line, similar, system_failure
 from datasets.storage import local_path
 from pipeline.default_out import DEFAULT_OUT, default_out
+from pipeline.job_mistakes import (
+    Loc,
+    as_in_file,
+    dashed,
+    lines_in,
+    mistake,
+    refused,
+    shown,
+    shown_name,
+    told_place,
+)
 from pipeline.job_schema import KEYS, PLACEHOLDER, Placeholder, job_model
 from pipeline.steps import Command, at_home
 
 UNITS_S = {"s": 1, "min": 60, "h": 3600}
-SHOWN_MISTAKES = 50
-SHOWN_CHARACTERS = 60
-Loc = tuple[str | int, ...]  # the keys and positions that lead to a value in the job
 
 
 @dataclass(frozen=True)
@@ -147,10 +155,6 @@ def apply(change: str, body: dict[str, Any]) -> None:
         raise JobError(f"{where}: no step of {command} has {shown_name(option)} to take out")
 
 
-def dashed(name: str) -> str:
-    return name.replace("_", "-")
-
-
 def with_dashes(body: dict[str, Any]) -> dict[str, Any]:
     """The same, with the options of steps as the command line writes them: image-size. One that is
     there in both ways stays, and is refused with the unknown ones."""
@@ -206,18 +210,6 @@ def fill_in(value: Any, known: Mapping[str, str], loc: Loc, unset: dict[Loc, lis
     return Placeholder(filled) if re.fullmatch(PLACEHOLDER, value) else filled
 
 
-def told_place(loc: Loc) -> str:
-    """`step 2 (train): out`, as far as the keys and positions lead, or a key of the job itself."""
-    match loc:
-        case ("steps", int(number), command, key, *_):
-            return f"step {number + 1} ({shown_name(str(command))}): {shown_name(str(key))}"
-        case ("steps", int(number), key):
-            return f"step {number + 1}: {shown_name(str(key))}"
-        case ("steps", int(number)):
-            return f"step {number + 1}"
-    return shown_name(str(loc[0]))
-
-
 def checked(
     path: Path,
     sha256: str,
@@ -236,7 +228,7 @@ def checked(
         # Those of the job itself first, which may be the cause of others.
         errors = sorted(err.errors(include_url=False), key=lambda error: len(error["loc"]) > 1)
         # Of what is not filled in, nothing else is known.
-        left = [e for e in errors if not any(e["loc"][: len(loc)] == loc for loc in unset)]
+        left = [error for error in errors if not is_within(error["loc"], unset)]
         lines = lines_in(text)
         raise refused(path, mistakes + [mistake(e, commands, lines) for e in left]) from None
     found = valid.model_dump(by_alias=True, exclude_unset=True)
@@ -254,6 +246,11 @@ def checked(
     if mistakes := mistakes or list(outputs_in_history(job)):
         raise refused(path, mistakes)
     return job
+
+
+def is_within(loc: Loc, known: Mapping[Loc, object]) -> bool:
+    """Whether one of these leads to the value, or to what it is in."""
+    return any(loc[:n] in known for n in range(len(loc) + 1))
 
 
 def folder_on_disk(path: Path, history: str) -> Path:
@@ -286,13 +283,6 @@ def refusals(steps: Sequence[Step], unfilled: Collection[object]) -> Iterator[st
             yield f"step {number} ({step.command.name}): {told_of}"
 
 
-def as_in_file(told: str, command: Command) -> str:
-    """What a command says of its options, with their names as a job file has them."""
-    names = {one.on: one.name for one in command.options if one.on}
-    names |= {one.off: f"{one.name}: false" for one in command.options if one.off}
-    return re.sub(r"(?<!\S)--[a-z][a-z0-9-]*", lambda flag: names.get(flag[0], flag[0]), told)
-
-
 def outputs_in_history(job: JobFile) -> Iterator[str]:
     """Steps whose output would share lock and log with the job itself, a line for each."""
     taken = (job.history / job.name).resolve()
@@ -308,78 +298,7 @@ def outputs_in_history(job: JobFile) -> Iterator[str]:
             )
 
 
-def refused(path: Path, mistakes: Sequence[str]) -> JobError:
-    """Tells of one mistake in one line, of several in a line each."""
-    if len(mistakes) == 1:
-        return JobError(f"{path}: {mistakes[0]}")
-    more = len(mistakes) - SHOWN_MISTAKES
-    shown = (*mistakes[:SHOWN_MISTAKES], *([f"and {more} more"] if more > 0 else []))
-    return JobError(f"{path}: {len(mistakes)} mistakes", shown)
-
-
 def seconds_of(deadline: str) -> float:
     """`90s`, `30min` or `6h` in seconds."""
     number, unit = re.fullmatch(r"(\d+)(s|min|h)", deadline).groups()  # type: ignore[union-attr]
     return int(number) * UNITS_S[unit]
-
-
-def lines_in(text: str) -> dict[Loc, str]:
-    """`line 3: ` for each value of a job's text, which may be none."""
-    from pipeline.yaml_file import lines_of
-
-    found = lines_of(text) if text else {}
-    return {as_read(loc): f"line {n}: " for loc, n in found.items()}
-
-
-def as_read(loc: Loc) -> Loc:
-    """With options as they are named once they are read."""
-    return tuple(dashed(one) if isinstance(one, str) else one for one in loc)
-
-
-def mistake(error: Any, commands: Mapping[str, Command], lines: Mapping[Loc, str]) -> str:
-    """What pydantic found: place, found, expected."""
-    where, line = told_place(error["loc"]), lines.get(as_read(error["loc"]), "")
-    match error["loc"]:
-        case ("steps", _, command, key, *_):
-            known = {option.name: option.expected for option in commands[command].options}
-            for option in commands[command].options:
-                if option.off == f"--{key}":
-                    return f"{where} is not known, write {option.name}: false"
-        case ("steps", _, key):
-            known = dict.fromkeys(commands, "options, each with its value")
-        case ("steps", _):
-            key, known = "", {"": "one command and a colon, its options indented below it"}
-        case (key,):
-            known = KEYS
-    if error["type"] == "extra_forbidden":
-        is_option = any(dashed(key) == one.name for c in commands.values() for one in c.options)
-        if is_option and len(error["loc"]) < 4 and line:
-            return f"{line}{where} is an option; indent it further than the command that it is of"
-        return f"{where} is not known; {nearest(key, known)}"
-    if error["type"] == "missing":
-        return f"{where} is missing; expected {known[key]}"
-    found = error["input"]
-    if isinstance(found, dict):  # most often since something is indented too little or too far
-        where = line + where
-    told = f"{where}: found {shown(found)}, expected {known[key]}"
-    if error["type"] != "literal_error":
-        return told
-    kind: Any = next(one.kind for one in commands[command].options if one.name == key)
-    hint = similar(str(found), map(str, kind))
-    return f"{told}; {hint}" if hint else told
-
-
-def shown(value: Any) -> str:
-    """The value in one short line, as a job file has it."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict) and value:
-        return f"the key{'s' * (len(value) > 1)} {', '.join(map(shown_name, value))}"
-    text = repr(str(value)) if isinstance(value, str) else repr(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
-
-
-def shown_name(key: str) -> str:
-    return key if re.fullmatch(r"[\w.-]{1,40}", key) else shown(key)

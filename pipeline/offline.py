@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from datasets import storage
@@ -21,33 +20,21 @@ from datasets.commit import (
     moved_aside,
     read_records,
     refuse_if_held,
-    refuse_to_replace,
     restore,
     tidy,
     unfinished_runs,
 )
-from datasets.errors import EnvironmentFailed, OutputError, UserError
-from datasets.index import index_path
+from datasets.errors import OutputError
 from datasets.manifest import (
-    UNFINISHED,
     VERSION,
-    Manifest,
     Record,
-    damages,
     read_manifest,
-    refuse_missing_or_cut,
 )
-from datasets.schema import canonical_json
-from datasets.versions import last_pointer, latest, refuse_others, refuse_without_links
+from datasets.versions import last_pointer, latest, refuse_without_links
 from pipeline.base import (
     Base,
-    has_sidecars,
-    is_of_changed_source,
-    is_successor,
-    source_changes,
 )
 from pipeline.estimate import describe_plan
-from pipeline.job import differences
 from pipeline.output import (
     check_disk,
     finish,
@@ -68,6 +55,7 @@ from pipeline.plan import (
 )
 from pipeline.report import Report, counted
 from pipeline.scratch import sweep
+from pipeline.standing import find_base, find_finished, tell_other_classes
 from pipeline.summary import Summary, recorded, summarize
 from pipeline.task import Tasks
 from pipeline.workers import run, start
@@ -78,95 +66,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from pipeline.carry import Made
-
-
-def is_intact_version(plan: Plan) -> bool:
-    """Whether the version that this job would publish stands on a disk, whole. It is not replaced:
-    somebody may read it, and what would be written is the same."""
-    if not plan.is_published or storage.is_object(plan.out):
-        return False
-    try:
-        return not any(damages(plan.folder, read_manifest(plan.folder)))
-    except EnvironmentFailed:  # of a disk that fails nothing is known
-        raise
-    except UserError:
-        return False
-
-
-def find_finished(plan: Plan, overwrite: bool) -> Manifest | None:
-    """The manifest if `out` holds this very job's output; None where it may be written.
-
-    Raises: OutputError if something else is there that this run must not replace; Damaged if a file
-      of it is gone or cut.
-    """
-    out = plan.folder
-    if plan.is_published:
-        refuse_others(plan.out)
-    if is_empty(out):
-        return None
-    refuse_to_replace(out, overwrite=True)
-    if overwrite and not is_intact_version(plan):
-        return None
-    manifest = read_manifest(out)
-    if manifest.job_sha256 == plan.job_sha256:
-        refuse_missing_or_cut(out, manifest)
-        return manifest
-    if is_of_changed_source(plan.job, manifest):
-        changes = told_changes(plan)
-        cost = ", which makes only what changed" if changes else ""
-        raise OutputError(
-            f"{out}: the source has changed since this was written{changes}; choose another --out, "
-            f"or replace it with --overwrite{cost}"
-        )
-    changed = differences(manifest.job, json.loads(canonical_json(asdict(plan.job))))
-    cost = ", which makes only what changed" if is_successor(plan.job, manifest) else ""
-    raise OutputError(
-        f"{out}: holds the output of another job ({changed}); choose another --out, or replace it "
-        f"with --overwrite{cost}"
-    )
-
-
-def told_changes(plan: Plan) -> str:
-    """` (1 new, 0 changed, 2 gone)`, or nothing where the output has no index that says it."""
-    base = plan.base
-    if base is None or base.folder != plan.folder or not base.entries:
-        return ""
-    n_new, n_changed, n_gone = source_changes(base, plan.classes, plan.samples, plan.scans)
-    if not (n_new or n_changed or n_gone):
-        return " (it has other classes)"
-    return f" ({n_new:,} new, {n_changed:,} changed, {n_gone:,} gone)"
-
-
-def find_base(plan: Plan, overwrite: bool, report: Report) -> Base | None:
-    """The output from which this run takes over what is unchanged; None: all is made again."""
-    base = plan.base
-    if base is None or (base.folder == plan.out and not overwrite):
-        return None
-    if base.folder == plan.partial or not is_successor(plan.job, base.manifest):
-        return None
-    if base.entries and has_sidecars(base.folder, base.manifest):
-        return base
-    report.say(
-        f"{base.folder}: all of it is made again, since its index "
-        f"({index_path(base.folder, base.manifest.job_sha256)}) is not there or not whole",
-        event="no_index",
-    )
-    return None
-
-
-def tell_other_classes(plan: Plan, report: Report) -> None:
-    """Says so where the output that this one replaces, or is the latest after, had others."""
-    base = plan.base
-    if base is None or UNFINISHED.fullmatch(base.folder.name):
-        return
-    if base.manifest.classes != list(plan.classes):
-        report.say(
-            f"the classes are others than in {base.folder} ({len(plan.classes)}, there were "
-            f"{len(base.manifest.classes)}), so a class may have another number; train again "
-            "what knows the old ones",
-            event="classes",
-            classes=list(plan.classes),
-        )
 
 
 def dry_run(config: AugmentConfig, report: Report) -> str:
@@ -191,9 +90,10 @@ def dry_run(config: AugmentConfig, report: Report) -> str:
     lines = [describe_plan(plan, n_workers)]
     done = {} if is_made_again(config, plan) else read_records(plan.partial)
     if done:
+        n_shards = sum(part["blocks"] for part in plan.job.splits.values())
         lines.append(
-            f"done    {len(done)} of {counted(len(plan.tasks()), 'shard')}, by a run that came to "
-            "no end; only the others would be made"
+            f"done    {len(done)} of {counted(n_shards, 'shard')}, by a run that came to no end; "
+            "only the others would be made"
         )
     if base := find_base(plan, config.overwrite, report):
         lines.append(describe_base(plan, done, base))
@@ -288,9 +188,8 @@ def write(
             else:
                 summary = make(config, plan, report, client, started, check_held)
         release(plan, before, config.keep, report)
-        took = time.monotonic() - started
-        others = sum(summary.seconds.values())
-        summary = replace(summary, seconds={**summary.seconds, "commit": took - others})
+        commit_s = time.monotonic() - started - sum(summary.seconds.values())
+        summary = replace(summary, seconds={**summary.seconds, "commit": commit_s})
         return recorded(plan, summary, report)
 
 
@@ -376,7 +275,7 @@ def refuse_unreadable_share(plan: Plan, max_bad: float, report: Report) -> None:
     """Before any work, which finds what does not decode. Raises: NotCommitted if so many inputs
     cannot be read that nothing would be committed."""
     bad = unreadable(plan.samples, plan.scans)
-    refuse_too_many_bad(bad, plan.n_samples, max_bad, f"nothing was written; {ADVICE}", report)
+    refuse_too_many_bad(bad, plan.n_samples, max_bad, f"nothing was committed; {ADVICE}", report)
 
 
 def run_tasks(
