@@ -17,7 +17,7 @@ import numpy as np
 from datasets.blocks import block_of, count_blocks
 from datasets.catalog import data_name, open_source
 from datasets.errors import EnvironmentFailed, UserError
-from datasets.fingerprint import NOT_READ, fingerprint, scan
+from datasets.fingerprint import NOT_READ, Scan, fingerprint, scan
 from datasets.source import Listing, Source, listing_of
 from pipeline import preview
 from pipeline.callbacks import callbacks
@@ -36,6 +36,7 @@ from pipeline.plan import (
     unreadable,
 )
 from pipeline.policy import Policy, refuse_library_ops, resolve_policy
+from pipeline.repeats import tell_repeats
 from pipeline.report import Report, counted, duration
 from pipeline.rng import MAX_COPY
 from pipeline.stream import (
@@ -64,6 +65,7 @@ class OnlineImages:
     pixels: Of n samples. labels: (n,) int64. keys: (n,) uint64, from `sample_keys`.
     blocks: (n,) block numbers below n_blocks; n_total: samples of the split with the unusable ones.
     usable: (m,) positions of the samples that can be decoded. content: A hash of all of it.
+    scan: Of the n samples.
     """
 
     def __init__(
@@ -75,13 +77,14 @@ class OnlineImages:
         n_blocks: int,
         usable: np.ndarray,
         content: str,
+        scan: Scan,
     ) -> None:
         self.policy, self.seed, self.pixels, self.classes = policy, seed, pixels, classes
         self.ids, self.labels = pixels.samples.ids, pixels.samples.labels
         self.shape: tuple[int, ...] = pixels.shape
         self.keys, self.usable, self.n_blocks = pixels.samples.keys, usable, n_blocks
         self.dtype, self.sample_bytes = "uint8", int(np.prod(self.shape))
-        self.content = content
+        self.content, self.scan = content, scan
         self.blocks = block_of(self.keys, seed, n_blocks)
         self.n_total, self.n_copies = len(self.ids), MAX_COPY
         self.is_in_memory = len(pixels.stored) == len(pixels)
@@ -120,7 +123,9 @@ def open_images(config: AugmentConfig, cache: str, report: Report) -> OnlineImag
     """`open_split` of a data set that is listed for it alone."""
     source, listing = open_listing(config, report)
     tell_listing(config.dataset, listing, report)
-    return open_split(source, listing, config, cache, report)
+    images = open_split(source, listing, config, cache, report)
+    tell_online_repeats(config.dataset, {config.split: images}, report)
+    return images
 
 
 def open_listing(config: AugmentConfig, report: Report) -> tuple[Source, Listing]:
@@ -181,7 +186,16 @@ def open_split(
         n_blocks=count_blocks(len(samples), block_samples),
         usable=np.array([i for i in range(len(samples)) if i not in bad], np.int64),
         content=fingerprint(listing.classes, {config.split: samples}, {config.split: found}),
+        scan=found,
     )
+
+
+def tell_online_repeats(dataset: str, splits: dict[str, OnlineImages], report: Report) -> None:
+    """`tell_repeats` of the splits that are open."""
+    samples = {split: images.pixels.samples for split, images in splits.items()}
+    scans = {split: images.scan for split, images in splits.items()}
+    classes = next(iter(splits.values())).classes
+    tell_repeats(dataset, classes, samples, scans, report)
 
 
 def augmented(stream: Stream, start: int, stop: int, engine: str) -> tf.data.Dataset:

@@ -23,6 +23,7 @@ from pipeline.default_out import default_out
 from pipeline.job import Job, version_of
 from pipeline.policy import Policy, resolve_policy
 from pipeline.reading import scan_all
+from pipeline.repeats import tell_repeats
 from pipeline.report import Report, counted
 from pipeline.rng import MAX_COPY
 from pipeline.task import (
@@ -286,6 +287,7 @@ def make_plan(
             report.say,
         )
     refuse_unreadable(config.dataset, samples, scans)
+    tell_repeats(config.dataset, listing.classes, samples, scans, report)
     shape = common_shape(scans, config.image_size)
     encoding = resolve_encoding(config.encoding, shape)
     if config.quality is not None and encoding != "jpeg":

@@ -14,7 +14,7 @@ from datasets.errors import UserError
 from datasets.manifest import read_manifest
 from datasets.source import is_held_out
 from datasets.versions import reading
-from pipeline.online import augmented, open_listing, open_split
+from pipeline.online import augmented, open_listing, open_split, tell_online_repeats
 from pipeline.plan import AugmentConfig, policy_of, tell_listing
 from pipeline.policy import parse_policy, refuse_library_ops
 from pipeline.report import Report
@@ -175,11 +175,13 @@ def open_online(
             "; add a folder train, or name a data set that has one"
         )
     tell_unused(listing.splits, with_test, report)
-    train = open_split(source, listing, augment, config.cache, report)
-    if not with_test or not len(listing.splits.get("test", ())):
-        return train, None
-    test = replace(augment, split="test")
-    return train, open_split(source, listing, test, config.cache, report)
+    used = ["train", *(["test"] if with_test and len(listing.splits.get("test", ())) else [])]
+    opened = {
+        split: open_split(source, listing, replace(augment, split=split), config.cache, report)
+        for split in used
+    }
+    tell_online_repeats(augment.dataset, opened, report)
+    return opened["train"], opened.get("test")
 
 
 def tell_unused(splits: Iterable[str], with_test: bool, report: Report) -> None:
