@@ -11,6 +11,7 @@ DEFAULT_OUT = {
     "crossval": "runs/{}-crossval",
     "ablate": "runs/{}-ablate",
 }
+FEATURES_FOLDER = Path("features")  # of trainings on a frozen backbone
 
 
 def default_out(command: str, name: str) -> Path:

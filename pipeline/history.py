@@ -104,8 +104,10 @@ class History:
                     break
                 except OutputBusy:
                     if not left:
+                        going = self.started() or {}
                         raise OutputBusy(
-                            f"{self.name}: a run of this job is going; wait for that one"
+                            f"{self.name}: a run of {going.get('file', 'this job')} has been going "
+                            f"since {going.get('start', 'just now')}; wait for that one"
                         ) from None
                     time.sleep(WAIT_S)
                 except EnvironmentFailed as err:

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.catalog import data_name
 from datasets.errors import JobError, UserError, first_line, similar, system_failure
 from datasets.storage import local_path
-from pipeline.default_out import DEFAULT_OUT, default_out
 from pipeline.job_mistakes import (
     Loc,
     as_in_file,
@@ -25,21 +23,10 @@ from pipeline.job_mistakes import (
     told_place,
 )
 from pipeline.job_schema import KEYS, PLACEHOLDER, Placeholder, job_model
-from pipeline.steps import Command, at_home
+from pipeline.step_places import outputs_in_history
+from pipeline.steps import Command, Step, at_home
 
 UNITS_S = {"s": 1, "min": 60, "h": 3600}
-
-
-@dataclass(frozen=True)
-class Step:
-    """options: As the job file has them, checked."""
-
-    command: Command
-    options: dict[str, Any]
-
-    @property
-    def words(self) -> list[str]:
-        return self.command.words(self.options)
 
 
 @dataclass(frozen=True)
@@ -243,7 +230,7 @@ def checked(
     )
     unfilled = {loc[1] for loc in unset if loc[0] == "steps"}
     mistakes += refusals(job.steps, unfilled)
-    if mistakes := mistakes or list(outputs_in_history(job)):
+    if mistakes := mistakes or list(outputs_in_history(job.steps, job.history, job.name)):
         raise refused(path, mistakes)
     return job
 
@@ -281,21 +268,6 @@ def refusals(steps: Sequence[Step], unfilled: Collection[object]) -> Iterator[st
                 raise
             told_of = as_in_file(first_line(told), step.command)
             yield f"step {number} ({step.command.name}): {told_of}"
-
-
-def outputs_in_history(job: JobFile) -> Iterator[str]:
-    """Steps whose output would share lock and log with the job itself, a line for each."""
-    taken = (job.history / job.name).resolve()
-    for number, step in enumerate(job.steps, 1):
-        out = step.options.get("out")
-        if out is None and step.command.name in DEFAULT_OUT:
-            data = step.options.get("offline") or step.options.get("dataset", "digits")
-            out = str(default_out(step.command.name, data_name(data)))
-        if out and Path(out).expanduser().resolve() == taken:
-            yield (
-                f"step {number} ({step.command.name}): out: {out} is where the records of the job "
-                f"{job.name} are; choose another place, history or name"
-            )
 
 
 def seconds_of(deadline: str) -> float:

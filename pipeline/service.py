@@ -22,13 +22,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from math import inf
+from pathlib import Path
 from typing import Any, NoReturn
 
-from datasets.errors import EnvironmentFailed, system_failure
-from pipeline.history import History, timestamp
-from pipeline.jobfile import JobFile, Step
+from datasets.errors import EnvironmentFailed, UserError, system_failure
+from pipeline.history import History, read_lines, timestamp
+from pipeline.jobfile import JobFile
 from pipeline.metrics import COUNTS
 from pipeline.report import Report, duration
+from pipeline.step_places import missing_inputs
+from pipeline.steps import Step
 
 PAST_DEADLINE = 6  # no 5: who tries again at once would take that time once more
 GRACE_S = 4.0  # that a step has to end in order
@@ -138,6 +141,7 @@ def run_job(job: JobFile, changes: Sequence[str], start: Sequence[str], report: 
             "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
             "host": os.uname().nodename,
         }
+        tell_other_file(history, job.path, report)
         history.begin(record)
         started = time.monotonic()
         if job.deadline_s is not None:
@@ -160,6 +164,19 @@ def run_job(job: JobFile, changes: Sequence[str], start: Sequence[str], report: 
             report.say(f"{job.name}: done in {took}", event="job-done", job=job.name)
     # A success that nobody would hear of is worth a retry, which finds all of it done.
     return code if is_kept else code or EnvironmentFailed.exit_code
+
+
+def tell_other_file(history: History, path: Path, report: Report) -> None:
+    """Warns where the last run in this history was of another job file: two jobs of one name would
+    count as one, whose state is that of whichever ran last."""
+    records = read_lines(history.lines)
+    before = str(records[-1].get("file", path)) if records else str(path)
+    if os.path.exists(before) and not os.path.samefile(before, path):
+        report.warn(
+            f"{history.name}: the last run of this name was of {before}, and status cannot tell "
+            "them apart; give one of them another name: or history:",
+            job=history.name,
+        )
 
 
 def finish(history: History, record: dict[str, Any], report: Report) -> bool:
@@ -189,6 +206,8 @@ def run_steps(
 ) -> tuple[int, str | None]:
     """The job's exit code, and why it is not 0. What each step took is added to the record."""
     end_at = inf if job.deadline_s is None else time.monotonic() + job.deadline_s
+    if missing := list(missing_inputs(job.steps)):
+        return UserError.exit_code, "; ".join(missing)
     for number, step in enumerate(job.steps, 1):
         log = StepLog(job, number, report)
         if end := end_of(signals, end_at):

@@ -103,6 +103,18 @@ class Command:
             make(**{name: known[name] for name in signature(make).parameters})
 
 
+@dataclass(frozen=True)
+class Step:
+    """options: As the job file has them, checked."""
+
+    command: Command
+    options: dict[str, Any]
+
+    @property
+    def words(self) -> list[str]:
+        return self.command.words(self.options)
+
+
 def at_home(word: str) -> str:
     """The word as a shell would give it: `~` and `~/photos` are the user's own folder."""
     return os.path.expanduser(word) if word == "~" or word.startswith("~/") else word

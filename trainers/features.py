@@ -19,6 +19,7 @@ from datasets.commit import commit, hold, is_empty, is_sealed, partial_folder, r
 from datasets.errors import Damaged, OutputError
 from datasets.manifest import Record, read_manifest
 from datasets.schema import Rows, Schema
+from pipeline.default_out import FEATURES_FOLDER
 from pipeline.job import Job, probe, version_of, versions
 from pipeline.output import finish, prepare_partial
 from pipeline.report import Progress, Report, counted, duration
@@ -28,7 +29,7 @@ from pipeline.stream import Images, Stream
 from trainers.backbones import FEATURES, NONE, split_at_features, weights_digest
 from trainers.config import PACKAGES, TrainConfig, devices, network_probe
 from trainers.data import Data, in_blocks
-from trainers.transfer import FEATURES_FOLDER, TransferConfig
+from trainers.transfer import TransferConfig
 
 BATCH = 8
 SPLIT = "train"

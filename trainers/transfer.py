@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import UserError
+from pipeline.default_out import FEATURES_FOLDER
 from trainers.backbones import BACKBONES, IMAGENET, NONE, stages_of, weights_digest
 
 BODY_RATE = 0.1  # of the head's learning rate
 FREEZE_EPOCHS = 60  # of the head alone, which take next to no time
-FEATURES_FOLDER = Path("features")
 # Of each mode, the options that it has.
 MODES = {
     "freeze": ("copies", "features"),
