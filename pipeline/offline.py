@@ -31,6 +31,7 @@ from datasets.manifest import (
     read_manifest,
 )
 from datasets.versions import last_pointer, latest, refuse_without_links
+from pipeline.bad_inputs import ADVICE, refuse_too_many_bad, unreadable
 from pipeline.base import (
     Base,
 )
@@ -44,15 +45,8 @@ from pipeline.output import (
     release,
     save_index,
 )
-from pipeline.plan import (
-    ADVICE,
-    AugmentConfig,
-    Plan,
-    make_plan,
-    output_folder,
-    refuse_too_many_bad,
-    unreadable,
-)
+from pipeline.output_place import output_folder
+from pipeline.plan import AugmentConfig, Plan, make_plan
 from pipeline.report import Report, counted
 from pipeline.scratch import sweep
 from pipeline.standing import find_base, find_finished, tell_other_classes

@@ -20,21 +20,13 @@ from datasets.errors import EnvironmentFailed, UserError
 from datasets.fingerprint import NOT_READ, Scan, fingerprint, scan
 from datasets.source import Listing, Source, listing_of
 from pipeline import preview
+from pipeline.bad_inputs import ADVICE, refuse_too_many_bad, refuse_unreadable, unreadable
 from pipeline.callbacks import callbacks
 from pipeline.default_out import default_out
 from pipeline.library_ops import LibraryStage
 from pipeline.opencv_kernel import augment_batch, margin, prepare
 from pipeline.pixels import Pixels, load_pixels
-from pipeline.plan import (
-    ADVICE,
-    AugmentConfig,
-    choose_samples,
-    policy_of,
-    refuse_too_many_bad,
-    refuse_unreadable,
-    tell_listing,
-    unreadable,
-)
+from pipeline.plan import AugmentConfig, choose_samples, policy_of, tell_listing
 from pipeline.policy import Policy, refuse_library_ops, resolve_policy
 from pipeline.repeats import tell_repeats
 from pipeline.report import Report, counted, duration

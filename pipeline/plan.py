@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING
 
 from datasets import storage
 from datasets.blocks import limited
-from datasets.catalog import CATALOG, open_source, whereabouts
+from datasets.catalog import open_source, whereabouts
 from datasets.commit import partial_folder, unfinished_runs
 from datasets.data_dir import DATA_DIR
-from datasets.errors import NotCommitted, SourceError, UserError
+from datasets.errors import UserError
 from datasets.fingerprint import Scan, fingerprint
 from datasets.source import Listing, Samples, Source, listing_of
 from datasets.versions import latest, version_name
+from pipeline.bad_inputs import refuse_unreadable
 from pipeline.base import Base, read_base, read_unfinished
-from pipeline.default_out import default_out
 from pipeline.job import Job, version_of
+from pipeline.output_place import output_folder
 from pipeline.policy import Policy, resolve_policy
 from pipeline.reading import scan_all
 from pipeline.repeats import tell_repeats
-from pipeline.report import Report, counted
+from pipeline.report import Report
 from pipeline.rng import MAX_COPY
 from pipeline.task import (
     Tasks,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 QUALITY = 95  # of JPEG
 MAX_BAD = 0.01  # share of inputs that may be unusable, unless told otherwise
-ADVICE = "fix or remove them, or run again with a higher --max-bad"
 
 
 @dataclass(frozen=True)
@@ -197,57 +197,6 @@ def choose_samples(
     return {split: part.take(limited(part.ids, limit)) for split, part in wanted.items()}
 
 
-def output_folder(config: AugmentConfig) -> Path:
-    """Where the output goes: an absolute path without links, which need not exist.
-
-    Raises: UserError if that is no place for it.
-    """
-    source = open_source(config.dataset, config.data_dir)
-    out = config.out or default_out("augment", source.name)
-    if storage.is_object(out):
-        refuse_nested_objects(out, config.dataset)
-        return out
-    out = out.expanduser().resolve()
-    if out == Path.cwd() or out == Path(out.anchor):
-        raise UserError(f"--out {config.out}: expected a folder to make, such as augmented/photos")
-    try:  # the longest name beside it
-        partial_folder(out, "0" * 16).exists()
-    except OSError as err:
-        raise UserError(f"--out {out}: {err.strerror}; choose another place or name") from err
-    above = next(folder for folder in out.parents if folder.exists())
-    if not above.is_dir():
-        raise UserError(f"--out {out}: {above} is a file, and no folder; choose another place")
-    refuse_nesting(out, config.dataset)
-    return out
-
-
-def refuse_nesting(out: Path, dataset: str) -> None:
-    """Raises: UserError if the output would lie in the folder of its own data, or around it."""
-    data = Path(dataset).expanduser().resolve()
-    if dataset not in CATALOG and data.is_dir():
-        if out.is_relative_to(data):
-            raise UserError(f"--out {out}: lies inside the data set {data}; choose a place outside")
-        if data.is_relative_to(out):
-            raise UserError(f"--out {out}: the data set {data} lies inside; choose another place")
-
-
-def refuse_nested_objects(out: Path, dataset: str) -> None:
-    """The same for object storage. A whole bucket is no place for an output either."""
-    inner, outer = f"{out}/", f"{dataset.rstrip('/')}/"
-    if inner.startswith(outer) or outer.startswith(inner):
-        raise UserError(
-            f"--out {out}: lies inside the data set, or around it; choose another place"
-        )
-    if set("*?[]") & set(str(out)):
-        raise UserError(
-            f"--out {out}: expected a name without * ? [ ], which storages take for more"
-        )
-    if "/" not in storage.key(out).strip("/"):
-        raise UserError(
-            f"--out {out}: expected a place in the bucket, such as {str(out).rstrip('/')}/photos"
-        )
-
-
 def make_plan(
     config: AugmentConfig,
     report: Report,
@@ -270,16 +219,12 @@ def make_plan(
     n_samples = sum(map(len, samples.values()))
     coming = begin(n_samples, 0)
     is_published = config.publish or storage.is_object(out)
-    version_before = latest(out) if is_published else None
-    base = read_base(out if version_before is None else out / version_before)
-    if base is None:
-        base = read_unfinished(unfinished_runs(out, is_published))
-    known = base.entries if base else {}
+    base = standing_base(out, is_published)
     with report.progress(n_samples, "reading") as progress:
         scans = scan_all(
             source,
             samples,
-            known,
+            base.entries if base else {},
             progress.advance,
             config.workers,
             config.scheduler,
@@ -288,6 +233,41 @@ def make_plan(
         )
     refuse_unreadable(config.dataset, samples, scans)
     tell_repeats(config.dataset, listing.classes, samples, scans, report)
+    return Plan(
+        job=make_job(config, policy, source.name, listing.classes, samples, copies, scans),
+        classes=listing.classes,
+        source=source,
+        samples=samples,
+        scans=scans,
+        out=out,
+        ignored=listing.ignored,
+        is_published=is_published,
+        dataset=whereabouts(config.dataset),
+        base=base,
+    )
+
+
+def standing_base(out: Path, is_published: bool) -> Base | None:
+    """What the output in its place, or else an unfinished run, was made of."""
+    version = latest(out) if is_published else None
+    found = read_base(out if version is None else out / version)
+    return found or read_unfinished(unfinished_runs(out, is_published))
+
+
+def make_job(
+    config: AugmentConfig,
+    policy: Policy,
+    dataset: str,
+    classes: tuple[str, ...],
+    samples: dict[str, Samples],
+    copies: dict[str, int],
+    scans: dict[str, Scan],
+) -> Job:
+    """The job that writes so many copies of the samples of each split.
+
+    dataset: The source's own name.
+    Raises: UserError for options, or a policy, that these images do not allow.
+    """
     shape = common_shape(scans, config.image_size)
     encoding = resolve_encoding(config.encoding, shape)
     if config.quality is not None and encoding != "jpeg":
@@ -298,9 +278,9 @@ def make_plan(
     if policy.library:
         try_out(policy.library, extreme_shapes(scans, shape))
     block_samples = resolve_block_samples(config.block_samples, scans, shape)
-    job = Job(
-        dataset=source.name,
-        source=fingerprint(listing.classes, samples, scans),
+    return Job(
+        dataset=dataset,
+        source=fingerprint(classes, samples, scans),
         splits=plan_splits(samples, copies, block_samples),
         policy=str(policy),
         seed=config.seed,
@@ -315,40 +295,6 @@ def make_plan(
         limit=config.limit,
         version=version_of(str(policy)),
     )
-    return Plan(
-        job=job,
-        classes=listing.classes,
-        source=source,
-        samples=samples,
-        scans=scans,
-        out=out,
-        ignored=listing.ignored,
-        is_published=is_published,
-        dataset=whereabouts(config.dataset),
-        base=base,
-    )
-
-
-def unreadable(samples: dict[str, Samples], scans: dict[str, Scan]) -> list[tuple[str, str]]:
-    """(sample id, reason) of those whose file or header cannot be used."""
-    return [
-        (samples[split].ids[i], why)
-        for split, found in scans.items()
-        for i, why in sorted(found.errors.items())
-    ]
-
-
-def refuse_unreadable(dataset: str, samples: dict[str, Samples], scans: dict[str, Scan]) -> None:
-    """Raises: SourceError, with one of the reasons, if there is no image that can be read."""
-    if any(found.shapes.any() for found in scans.values()):
-        return
-    if reasons := unreadable(samples, scans):
-        n, (name, why) = sum(map(len, samples.values())), reasons[0]
-        raise SourceError(
-            f"{dataset}: not one of its {n:,} files is an image that can be read; the first is "
-            f"{name}: {why}"
-        )
-    raise SourceError(f"{dataset}: the split {' or '.join(scans)} has no image; add some")
 
 
 def tell_listing(dataset: str, listing: Listing, report: Report) -> None:
@@ -364,21 +310,4 @@ def tell_listing(dataset: str, listing: Listing, report: Report) -> None:
             "the folder, or the name, if it is not a class",
             event="empty_classes",
             classes=empty,
-        )
-
-
-def refuse_too_many_bad(
-    bad: Sequence[tuple[str, str]], total: int, max_bad: float, advice: str, report: Report
-) -> None:
-    """Raises: NotCommitted that names five of the (sample id, reason) where they are too many; the
-    event before it names all."""
-    if len(bad) > max_bad * total or len(bad) == total:
-        files = [{"sample": name, "reason": why} for name, why in bad]
-        told = f"{counted(len(bad), 'input')} cannot be used"
-        report.event(told, event="bad_inputs", files=files)
-        names = "; ".join(f"{name}: {why}" for name, why in bad[:5])
-        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise NotCommitted(
-            f"{len(bad)} of {total} inputs cannot be used, --max-bad {max_bad:g} allows "
-            f"{int(max_bad * total)}: {names}{more}; {advice}"
         )

@@ -19,7 +19,8 @@ from datasets.errors import UserError
 from pipeline.default_out import default_out
 from pipeline.job_schema import json_schema
 from pipeline.jobfile import JobFile, read_job_file
-from pipeline.plan import AugmentConfig, output_folder
+from pipeline.output_place import output_folder
+from pipeline.plan import AugmentConfig
 from pipeline.steps import LEFT_OUT, Option, command_of
 from pipeline.yaml_file import MAX_BYTES, read_yaml
 from tests.running import PIPELINE, run

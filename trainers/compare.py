@@ -19,7 +19,7 @@ from datasets.folder import readable
 from datasets.schema import as_utf8, canonical_json
 from datasets.storage import write_atomically
 from pipeline.online import open_images
-from pipeline.plan import refuse_nesting
+from pipeline.output_place import refuse_nesting
 from pipeline.preview import Tile
 from pipeline.report import Report
 from trainers import joint_pictures

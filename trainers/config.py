@@ -16,7 +16,7 @@ from datasets.schema import as_utf8
 from datasets.storage import is_object
 from pipeline.default_out import default_out
 from pipeline.job import probe, versions
-from pipeline.plan import refuse_nesting
+from pipeline.output_place import refuse_nesting
 from trainers.backbones import BACKBONES, weights_digest
 from trainers.data import Data, DataConfig
 from trainers.models import MODELS, ModelConfig
