@@ -19,7 +19,15 @@ from datasets.catalog import data_name, open_source
 from datasets.index import indexes
 from datasets.manifest import MANIFEST, SUCCESS
 from datasets.versions import open_version, prune
-from tests.running import PIPELINE, run, run_killed, tree_hash, write_photos
+from tests.running import (
+    PIPELINE,
+    run,
+    run_killed,
+    start,
+    tree_hash,
+    wait_until,
+    write_photos,
+)
 
 JOB = ("augment", "--limit", 60, "--workers", 0, "--publish")
 
@@ -136,6 +144,22 @@ def test_a_version_stays_for_as_long_as_it_is_somebodys_data_set(tmp_path: Path)
     assert len(list(source.read(samples.refs))) == len(samples)
     del source
     assert dict(prune(out, 1)) == {first: True}
+
+
+def test_a_version_stays_while_a_run_augments_it(tmp_path: Path) -> None:
+    out, longer = tmp_path / "out", tmp_path / "longer"
+    run(*JOB, "--copies", 1, "--out", out)
+    first = os.readlink(out / "latest")
+    job = ("--dataset", out, "--split", "all", "--copies", 60_000, "--block-samples", 16)
+    with start("augment", *job, "--out", longer, "--workers", 0) as process:
+        try:
+            wait_until(lambda: list(tmp_path.glob(".longer.partial-*/.*.tmp")), "the work")
+            run(*JOB, "--copies", 2, "--keep", 1, "--out", out)
+            assert versions(out) == {first, os.readlink(out / "latest")} != {first}
+        finally:
+            process.kill()
+    run(*JOB, "--copies", 2, "--keep", 1, "--out", out)
+    assert versions(out) == {os.readlink(out / "latest")}
 
 
 def test_a_shard_that_is_read_in_the_new_version_does_not_keep_the_old_one(tmp_path: Path) -> None:
