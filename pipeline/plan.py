@@ -301,8 +301,9 @@ def tell_listing(dataset: str, listing: Listing, report: Report) -> None:
     """Says what was passed over, and which classes have no image: a folder that is none would be
     one without a word."""
     if ignored := listing.ignored:
-        shown = ", ".join(ignored[:3]) + (" and more" if len(ignored) > 3 else "")
-        report.say(f"{len(ignored)} passed over: {shown}", event="ignored", files=list(ignored))
+        more = f" and {len(ignored) - 3:,} more" if len(ignored) > 3 else ""
+        told = f"passed over: {', '.join(ignored[:3])}{more}"
+        report.say(told, event="ignored", files=list(ignored))
     if empty := listing.empty_classes:
         shown = ", ".join(map(repr, empty[:5])) + (" and more" if len(empty) > 5 else "")
         report.say(
