@@ -20,6 +20,7 @@ import numpy as np
 from measure import PEERS_PYTHON, PIPELINE, ROOT, scratch_folder, seconds
 from peers.rates import PASSES, best_rate, in_graph
 
+from datasets.fingerprint import Scan
 from datasets.source import Samples
 from pipeline.online import OnlineImages, augmented, open_images
 from pipeline.pixels import Pixels
@@ -44,7 +45,8 @@ def random_stream(side: int, n: int) -> Stream:
     shape = (side, side, 3)
     stored = np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)
     samples = Samples([str(i) for i in range(n)], np.zeros(n, np.int64), [None] * n)
-    pixels = Pixels(None, samples, None, shape, stored, True)  # type: ignore[arg-type]
+    scan = Scan([b""] * n, np.zeros((n, 3), np.int32))
+    pixels = Pixels(None, samples, scan, None, shape, stored, True)  # type: ignore[arg-type]
     images = OnlineImages(parse_policy("standard"), 0, pixels, ("a",), 8, np.arange(n), "")
     return Stream(images, images.usable, BATCH, order_seed=0)
 

@@ -17,7 +17,7 @@ import numpy as np
 from datasets.blocks import block_of, count_blocks
 from datasets.catalog import data_name, open_source
 from datasets.errors import EnvironmentFailed, UserError
-from datasets.fingerprint import NOT_READ, Scan, fingerprint, scan
+from datasets.fingerprint import NOT_READ, fingerprint, scan
 from datasets.source import Listing, Source, listing_of
 from pipeline import preview
 from pipeline.bad_inputs import ADVICE, refuse_too_many_bad, refuse_unreadable, unreadable
@@ -57,7 +57,6 @@ class OnlineImages:
     pixels: Of n samples. labels: (n,) int64. keys: (n,) uint64, from `sample_keys`.
     blocks: (n,) block numbers below n_blocks; n_total: samples of the split with the unusable ones.
     usable: (m,) positions of the samples that can be decoded. content: A hash of all of it.
-    scan: Of the n samples.
     """
 
     def __init__(
@@ -69,14 +68,13 @@ class OnlineImages:
         n_blocks: int,
         usable: np.ndarray,
         content: str,
-        scan: Scan,
     ) -> None:
         self.policy, self.seed, self.pixels, self.classes = policy, seed, pixels, classes
         self.ids, self.labels = pixels.samples.ids, pixels.samples.labels
         self.shape: tuple[int, ...] = pixels.shape
         self.keys, self.usable, self.n_blocks = pixels.samples.keys, usable, n_blocks
         self.dtype, self.sample_bytes = "uint8", int(np.prod(self.shape))
-        self.content, self.scan = content, scan
+        self.content = content
         self.blocks = block_of(self.keys, seed, n_blocks)
         self.n_total, self.n_copies = len(self.ids), MAX_COPY
         self.is_in_memory = len(pixels.stored) == len(pixels)
@@ -160,7 +158,7 @@ def open_split(
     n_threads = len(os.sched_getaffinity(0))
     with report.progress(len(samples), "decoding") as progress:
         pixels, bad = load_pixels(
-            source, samples, config.image_size, shape, cache, n_threads, progress.advance
+            source, samples, found, config.image_size, shape, cache, n_threads, progress.advance
         )
     for i, why in bad.items():
         if why.startswith(NOT_READ) and found.digests[i]:  # else this run would be another
@@ -178,14 +176,13 @@ def open_split(
         n_blocks=count_blocks(len(samples), block_samples),
         usable=np.array([i for i in range(len(samples)) if i not in bad], np.int64),
         content=fingerprint(listing.classes, {config.split: samples}, {config.split: found}),
-        scan=found,
     )
 
 
 def tell_online_repeats(dataset: str, splits: dict[str, OnlineImages], report: Report) -> None:
     """`tell_repeats` of the splits that are open."""
     samples = {split: images.pixels.samples for split, images in splits.items()}
-    scans = {split: images.scan for split, images in splits.items()}
+    scans = {split: images.pixels.scan for split, images in splits.items()}
     classes = next(iter(splits.values())).classes
     tell_repeats(dataset, classes, samples, scans, report)
 

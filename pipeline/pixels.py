@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets.errors import EnvironmentFailed, ImageError
-from datasets.fingerprint import NOT_READ, read_each
+from datasets.fingerprint import NOT_READ, Scan, digest_of, read_each
 from datasets.source import Samples, Source
 from pipeline.memory import aligned
 from pipeline.report import size
@@ -25,6 +25,7 @@ CHUNK = 64  # samples that a thread decodes at a time
 class Pixels:
     """Images of one shape. `pixels[positions]` gives (B, H, W, C) uint8; safe to call from threads.
 
+    scan: Of the samples; what is read later must be what it found.
     stored: (n, H, W, C), the first images as far as the cache reaches; the others are decoded
       whenever they are asked for.
     is_spacious: Whether all images are in memory, and there is room for four times as much.
@@ -32,6 +33,7 @@ class Pixels:
 
     source: Source
     samples: Samples
+    scan: Scan
     image_size: tuple[int, int] | None
     shape: tuple[int, int, int]
     stored: np.ndarray
@@ -66,11 +68,20 @@ class Pixels:
         return found
 
     def decode(self, positions: np.ndarray) -> Iterator[np.ndarray | ImageError]:
-        """Each image read from the source, or why it cannot be used."""
+        """Each image read from the source, or why it cannot be used.
+
+        Raises: EnvironmentFailed if one is not what it was when the scan was made.
+        """
         where = positions.tolist()
         for i, data in zip(
             where, read_each(self.source, [self.samples.refs[i] for i in where]), strict=True
         ):
+            expected = self.scan.digests[i]
+            if expected and not isinstance(data, OSError) and digest_of(data) != expected:
+                raise EnvironmentFailed(
+                    f"{self.samples.ids[i]}: is not what it was when the run began; put that back, "
+                    "or begin another run"
+                )
             try:
                 image = decode_sample(
                     self.source, self.samples, i, data, self.image_size, self.shape
@@ -114,6 +125,7 @@ def on_disk(shape: tuple[int, ...]) -> np.ndarray:
 def load_pixels(
     source: Source,
     samples: Samples,
+    scan: Scan,
     image_size: tuple[int, int] | None,
     shape: tuple[int, int, int],
     cache: str,
@@ -134,7 +146,7 @@ def load_pixels(
         n_stored = min(n, cache_bytes() // image_bytes) if cache == "memory" else 0
         stored = np.empty((n_stored, *shape), np.uint8)
     spacious = len(stored) == n and cache == "memory" and 4 * stored.nbytes <= cache_bytes()
-    pixels = Pixels(source, samples, image_size, shape, stored, spacious)
+    pixels = Pixels(source, samples, scan, image_size, shape, stored, spacious)
     bad: dict[int, str] = {}
 
     def fill(start: int) -> int:

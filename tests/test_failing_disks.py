@@ -24,6 +24,7 @@ from datasets.index import stale_indexes
 from datasets.source import Listing, Samples, Source
 from datasets.storage import is_folder
 from pipeline.online import open_images
+from pipeline.pixels import load_pixels
 from pipeline.plan import AugmentConfig, make_plan
 from pipeline.report import Report
 from pipeline.shard import read_checked
@@ -204,6 +205,29 @@ def test_a_file_that_is_gone_in_the_midst_of_a_training_is_worth_a_retry(tmp_pat
         f"{name}: cannot be read: No such file or directory, but could when the run began; run "
         "the same command again (a training with --resume)"
     )
+
+
+def test_a_file_that_changes_in_the_midst_of_a_training_ends_it(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos")
+    config = AugmentConfig(str(photos), tmp_path, image_size=(20, 20))
+    source = open_images(config, "none", QUIET)
+    name, other = source.ids[:2]
+    (photos / other).replace(photos / name)
+    with pytest.raises(EnvironmentFailed, match=f"{name}: is not what it was when the run began"):
+        Stream(source, np.array([0]), 1, order_seed=None).batch(0)
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk", "none"])
+def test_a_file_that_changes_between_hash_and_decoding_ends_the_run(
+    tmp_path: Path, cache: str
+) -> None:
+    source = Folder(write_photos(tmp_path))
+    samples = source.listing().splits["train"]
+    found = scan(source, samples)
+    name, other = samples.ids[:2]
+    (tmp_path / other).replace(tmp_path / name)
+    with pytest.raises(EnvironmentFailed, match=f"{name}: is not what it was when the run began"):
+        load_pixels(source, samples, found, (20, 20), (20, 20, 3), cache, 1)
 
 
 @pytest.mark.parametrize("target", ["nowhere", "dog"])
