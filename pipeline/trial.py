@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -52,15 +54,29 @@ def try_out(
 def run_all(ops: tuple[LibraryOp, ...], shapes: list[tuple[int, int, int]], seconds: int) -> None:
     """Runs each op on each shape; a line says what comes next, in case that ends the process."""
     for op in ops:
-        always = replace(op, arguments=(*[a for a in op.arguments if a[0] != "p"], ("p", 1.0)))
-        transform = always.build("policy")
+        always = [certain(op).build("policy")]
+        if op.is_group:  # what is in it, too: it may come once in a thousand images
+            always.append(certain(op, deep=True).build("policy"))
         for height, width, channels in shapes:
             print(f"{op!r} on an image of {height}x{width} pixels", flush=True)
             image = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
-            for seed in range(TRIES):
+            for transform, seed in product(always, range(TRIES)):
                 signal.alarm(seconds)  # nothing catches it: the process ends, whatever it does
                 run_one(op, transform, image[..., 0] if channels == 1 else image, seed)
                 signal.alarm(0)
+
+
+def certain(op: LibraryOp, deep: bool = False) -> LibraryOp:
+    """The op, always applied; deep: and so are all ops in it that are applied at all."""
+
+    def inner(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(inner, value))
+        is_used = isinstance(value, LibraryOp) and dict(value.arguments).get("p") != 0
+        return certain(value, deep) if deep and is_used else value
+
+    others = [(name, inner(value)) for name, value in op.arguments if name != "p"]
+    return replace(op, arguments=(*others, ("p", 1.0)))
 
 
 def serve(policy: str, shapes: list[tuple[int, int, int]], seconds: int) -> None:

@@ -186,6 +186,29 @@ def test_an_op_that_takes_all_time_or_memory_is_found_out_first(op: str, expecte
         try_out(policy.library, [(32, 32, 3)], seconds=1)
 
 
+CROP = "albumentations.RandomCrop(height=8, width=8, p=%s)"
+
+
+@pytest.mark.parametrize(
+    "group", ["Sequential([%s])", "OneOf([albumentations.Transpose(p=1), %s])", "SomeOf([%s], n=1)"]
+)
+def test_what_happens_rarely_in_a_group_is_found_out_first(group: str) -> None:
+    policy = parse_policy(f"albumentations.{group % CROP % 0.001}")
+    with pytest.raises(PolicyError, match=r"turned \(32, 32, 3\) uint8 into \(8, 8, 3\)"):
+        try_out(policy.library, [(32, 32, 3)])
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        f"Sequential([{CROP % 1}, albumentations.Resize(height=32, width=32, p=1)])",
+        f"OneOf([albumentations.Transpose(p=1), {CROP % 0}])",
+    ],
+)
+def test_what_never_happens_in_a_group_is_not_held_against_it(group: str) -> None:
+    try_out(parse_policy(f"albumentations.{group}").library, [(32, 32, 3)])
+
+
 def test_what_is_tried_out_does_not_outlive_the_command(tmp_path: Path) -> None:
     op = "albumentations.CoarseDropout(num_holes_range=(10000000, 10000000))"
     command = start("augment", "--policy", op, "--out", tmp_path / "out")
