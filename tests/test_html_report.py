@@ -188,12 +188,26 @@ def guessed(labels: list[int], guesses: list[int], n_classes: int) -> Evaluation
 def test_pairs_are_counted_by_hand_and_classes_come_worst_first() -> None:
     found = guessed([0, 0, 0, 0, 1, 1, 2], [0, 1, 1, 2, 1, 1, 0], 4)
     counts = confusion_counts(found, 4)
-    assert counts.tolist() == [[1, 2, 1, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    assert counts.toarray().tolist() == [[1, 2, 1, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
     assert confused_pairs(counts) == [Pair(0, 1, 2, 4), Pair(2, 0, 1, 1), Pair(0, 2, 1, 4)]
     assert class_table(counts, ("a", "b", "c", "never")).rows == [
         ["c", 1, Share(0.0), "a (1)"],
         ["a", 4, Share(0.25), "b (2)"],
         ["b", 2, Share(1.0), ""],
+    ]
+
+
+def test_a_hundred_thousand_classes_are_drawn_without_a_cell_for_each_pair(tmp_path: Path) -> None:
+    n, labels, guesses = 100_000, [3, 3, 3, 99_999], [3, 500, 500, 99_999]
+    probabilities = np.zeros((len(labels), n), np.float32)
+    probabilities[range(len(labels)), guesses] = 1
+    found = Evaluation(np.array(labels), probabilities, 0.5, 0.0, {})
+    classes = tuple(map(str, range(n)))
+    confusion(found, classes, tmp_path / "confusion.png")  # all cells would take 80 GB
+    assert (tmp_path / "confusion.png").stat().st_size > 0
+    assert class_table(confusion_counts(found, n), classes).rows == [
+        ["3", 3, Share(1 / 3), "500 (2)"],
+        ["99999", 1, Share(1.0), ""],
     ]
 
 

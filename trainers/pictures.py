@@ -15,6 +15,7 @@ from pipeline.stream import Images
 from trainers.evaluate import Evaluation
 
 MAX_NAMED = 30  # classes; with more, counts in cells would not be legible
+MAX_CELLS = 1000  # classes; with more, a cell would be smaller than a point, and all take gigabytes
 MAX_TICKS = 40  # names at a side
 MAX_LETTERS = 32  # of a name
 N_PAIRS = 20
@@ -81,7 +82,7 @@ def confusion(found: Evaluation, classes: tuple[str, ...], path: Path) -> None:
         side, names_in = max(2.4, 0.36 * n), 0.085 * min(MAX_LETTERS, max(map(len, classes)))
         figure = new_figure(side + names_in + 0.7, side + names_in + 0.6)
         axes = draw_matrix(figure.subplots(), counts, classes, every=1)
-        write_counts(axes, counts, cell_pt=72 * side / n)
+        write_counts(axes, counts.toarray(), cell_pt=72 * side / n)
     else:
         figure = new_figure(12.6, 9.0)
         axes, beside = figure.subplots(1, 2, width_ratios=(9.2, 3.4))
@@ -90,32 +91,28 @@ def confusion(found: Evaluation, classes: tuple[str, ...], path: Path) -> None:
     save(figure, path, crop=True)
 
 
-def confusion_counts(found: Evaluation, n_classes: int) -> np.ndarray:
-    """(n_classes, n_classes) int: how many of each true class, the row, were guessed to be each."""
-    counts = np.zeros((n_classes, n_classes), int)
-    np.add.at(counts, (found.labels, found.guesses), 1)
-    return counts
+def confusion_counts(found: Evaluation, n_classes: int) -> Any:
+    """(n_classes, n_classes) int, a sparse array of SciPy: how many of each true class, the row,
+    were guessed to be each."""
+    from scipy.sparse import coo_array
+
+    ones = np.ones(len(found.labels), int)
+    where = (found.labels, found.guesses)
+    return coo_array((ones, where), shape=(n_classes, n_classes)).tocsr()
 
 
-def confused_pairs(counts: np.ndarray) -> list[Pair]:
+def confused_pairs(counts: Any) -> list[Pair]:
     """The mistakes of each kind, the most frequent first."""
-    of = counts.sum(1)
-    pairs = [Pair(int(t), int(g), int(counts[t, g]), int(of[t])) for t, g in np.argwhere(counts)]
-    wrong = [pair for pair in pairs if pair.truth != pair.guess]
-    return sorted(wrong, key=lambda pair: (-pair.n, -pair.n / pair.of))
+    of, cells = counts.sum(1).tolist(), counts.tocoo()
+    found = zip(*(part.tolist() for part in (cells.row, cells.col, cells.data)), strict=True)
+    wrong = [Pair(truth, guess, n, of[truth]) for truth, guess, n in found if truth != guess]
+    return sorted(wrong, key=lambda p: (-p.n, -p.n / p.of, p.truth, p.guess))
 
 
-def draw_matrix(axes: Any, counts: np.ndarray, classes: tuple[str, ...], every: int) -> Any:
+def draw_matrix(axes: Any, counts: Any, classes: tuple[str, ...], every: int) -> Any:
     """The cells, in colours, and the names of the classes, of `every` one."""
-    from matplotlib import colormaps
-
-    n, shares = len(counts), counts / np.maximum(1, counts.sum(1, keepdims=True))
-    # The root, so that a few mistakes among many can be seen; a cell without any stays clear.
-    faintest = min(0.25, 0.08 + n / 1000)  # a small cell needs more of it
-    colours = colormaps["Oranges"](faintest + (0.85 - faintest) * np.sqrt(shares))
-    colours[np.eye(n, dtype=bool)] = colormaps["Blues"](0.15 + 0.75 * np.diag(shares))
-    colours[..., 3] = counts > 0
-    axes.imshow(colours, zorder=1)
+    n = len(classes)
+    draw_cells(axes, counts)
     axes.set(xlabel="guessed", ylabel="true")
     named = range(0, n, every)
     names = [shortened(classes[i]) for i in named]
@@ -133,6 +130,28 @@ def draw_matrix(axes: Any, counts: np.ndarray, classes: tuple[str, ...], every: 
     axes.grid(which=which, color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
     return axes
+
+
+def draw_cells(axes: Any, counts: Any) -> None:
+    """A coloured cell for each count but 0; of very many classes a point."""
+    from matplotlib import colormaps
+
+    n, blues, oranges = counts.shape[0], colormaps["Blues"], colormaps["Oranges"]
+    if n > MAX_CELLS:
+        truth, guess = counts.nonzero()
+        is_right = truth == guess
+        axes.scatter(guess[~is_right], truth[~is_right], s=2, color=oranges(0.6), linewidths=0)
+        axes.scatter(guess[is_right], truth[is_right], s=2, color=blues(0.8), linewidths=0)
+        axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), aspect="equal")
+        return
+    cells = counts.toarray()
+    shares = cells / np.maximum(1, cells.sum(1, keepdims=True))
+    # The root, so that a few mistakes among many can be seen; a cell without any stays clear.
+    faintest = min(0.25, 0.08 + n / 1000)  # a small cell needs more of it
+    colours = oranges(faintest + (0.85 - faintest) * np.sqrt(shares))
+    colours[np.eye(n, dtype=bool)] = blues(0.15 + 0.75 * np.diag(shares))
+    colours[..., 3] = cells > 0
+    axes.imshow(colours, zorder=1)
 
 
 def write_counts(axes: Any, counts: np.ndarray, cell_pt: float) -> None:

@@ -254,10 +254,10 @@ def guess_sections(out: Path, found: Evaluation, classes: tuple[str, ...]) -> li
     ]
 
 
-def class_table(counts: np.ndarray, classes: tuple[str, ...]) -> Table:
+def class_table(counts: Any, classes: tuple[str, ...]) -> Table:
     """Images, share that was right, and the most frequent mistake of each class that occurs."""
     of = counts.sum(1)
-    right = np.diag(counts) / np.maximum(1, of)
+    right = counts.diagonal() / np.maximum(1, of)
     mistakes = {pair.truth: pair for pair in reversed(confused_pairs(counts))}
     rows: list[list[Cell]] = []
     for i in sorted(np.flatnonzero(of).tolist(), key=lambda i: (right[i], -of[i], i)):
