@@ -171,7 +171,7 @@ def connect(n_workers: int, scheduler: str | None, stack: ExitStack) -> Client:
         except RuntimeError as err:  # later deaths are Dask's to fix, not those before it knows
             raise EnvironmentFailed(
                 f"--workers {n_workers}: one died while it started ({first_line(err)}); in a "
-                "script of your own, call this below `if __name__ == \"__main__\":`; else look at "
+                'script of your own, call this below `if __name__ == "__main__":`; else look at '
                 "the memory of this machine and run the same command again"
             ) from err
         stack.enter_context(cluster)
