@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from datasets.commit import is_unfinished
-from datasets.errors import SourceError, UserError, system_error
+from datasets.errors import SourceError, UserError
 from datasets.images import SUFFIXES
 from datasets.shard_files import EXAMPLE, find_shards
 from datasets.source import Listing, Samples, is_held_out, read_files
 from datasets.storage import entries, files_below, is_folder, is_object, key
-from datasets.storage_errors import translating_errors
+from datasets.storage_errors import as_folder_error, translating_errors
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
@@ -205,9 +204,8 @@ class Folder:
 
 def not_listed(folder: Path | str, err: OSError) -> UserError:
     """What to tell of a folder whose names cannot be had; what is in it cannot be left out."""
-    if err.errno == errno.EIO:
-        return system_error(folder, err)
-    return SourceError(f"{folder}: {err.strerror}; expected a readable folder")
+    unreadable = SourceError(f"{folder}: {err.strerror}; expected a readable folder")
+    return as_folder_error(folder, err) or unreadable
 
 
 def refuse_broken_link(path: Path) -> None:

@@ -8,7 +8,6 @@ storage is and who may use it comes from the environment, as its own tools have 
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -22,8 +21,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from datasets.errors import UserError, as_system_error, first_line, system_error
-from datasets.storage_errors import hide_credentials, translating_errors
+from datasets.errors import UserError, first_line
+from datasets.storage_errors import as_folder_error, hide_credentials, translating_errors
 
 URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<whole>/?)(?P<bucket>[^/]*).*", re.S)
 SCHEMES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}  # and the package of each
@@ -199,9 +198,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as err:
-        if err.errno == errno.EIO:
-            raise system_error(entry.path, err) from err
-        if told := as_system_error(entry.path, err):
+        if told := as_folder_error(entry.path, err):
             raise told from err
         return False
 

@@ -15,6 +15,7 @@ from datasets.errors import (
     UserError,
     as_system_error,
     first_line,
+    system_error,
 )
 
 LIBRARIES = (  # whose errors are the storage's; `google` alone would be protobuf's too
@@ -69,6 +70,13 @@ def storage_error(what: Path | str, err: BaseException) -> EnvironmentFailed:
         f"{what}: the storage fails: {told}; look at its address and credentials in the "
         "environment, and run the same command again"
     )
+
+
+def as_folder_error(folder: Path | str, err: OSError) -> EnvironmentFailed | None:
+    """What to tell the user where a disk or mount keeps a folder from being read; None where the
+    error is about the folder itself. EIO counts as the disk's: of a file it costs one input, of a
+    folder all that is in it."""
+    return system_error(folder, err) if err.errno == errno.EIO else as_system_error(folder, err)
 
 
 @contextmanager

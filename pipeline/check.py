@@ -21,7 +21,7 @@ from datasets.schema import Rows, Schema
 from datasets.source import listing_of, sample_keys
 from datasets.versions import output_of, reading
 from pipeline.history import LINES, read_lines
-from pipeline.job import Job, probe, read_policy, version_of
+from pipeline.job import Job, parsed_policy, probe, version_of
 from pipeline.plan import choose_samples
 from pipeline.report import Report, counted
 from pipeline.rng import MAX_COPY
@@ -202,7 +202,7 @@ def recompute(
 
     if job.network:
         raise UserError("its rows are features, which the network alone could make again")
-    policy = read_policy(job.policy)
+    policy = parsed_policy(job.policy)
     if any(op.is_group for op in policy.library) and job.version != version_of(job.policy):
         raise UserError("an earlier version wrote it, which drew groups of library ops otherwise")
     source = open_source(dataset, data_dir)

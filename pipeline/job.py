@@ -57,7 +57,7 @@ class Job:
         return [*([0] if self.original or not n else []), *range(1, n + 1)]
 
     def schema(self, classes: tuple[str, ...]) -> Schema:
-        policy = read_policy(self.policy)
+        policy = parsed_policy(self.policy)
         return Schema(
             encoding=self.encoding,
             shape=self.shape,
@@ -68,7 +68,8 @@ class Job:
 
 
 @lru_cache(maxsize=8)
-def read_policy(text: str) -> Policy:
+def parsed_policy(text: str) -> Policy:
+    """The policy of a job's text, which is parsed once and not for each shard."""
     return parse_policy(text)
 
 
@@ -76,7 +77,7 @@ def version_of(policy: str) -> str:
     """What a job with that policy records as the version of this package. Of one with groups of
     library ops it says how these are drawn as well: since that has changed, they are other jobs."""
     own = version("augmentation-pipeline")
-    has_groups = any(op.is_group for op in read_policy(policy).library)
+    has_groups = any(op.is_group for op in parsed_policy(policy).library)
     return f"{own}, groups {GROUPS}" if has_groups else own
 
 

@@ -69,7 +69,8 @@ class OnlineImages:
         usable: np.ndarray,
         content: str,
     ) -> None:
-        self.policy, self.seed, self.pixels, self.classes = policy, seed, pixels, classes
+        self.policy, self.parsed_policy, self.seed = str(policy), policy, seed
+        self.pixels, self.classes = pixels, classes
         self.ids, self.labels = pixels.samples.ids, pixels.samples.labels
         self.shape: tuple[int, ...] = pixels.shape
         self.keys, self.usable, self.n_blocks = pixels.samples.keys, usable, n_blocks
@@ -88,9 +89,11 @@ class OnlineImages:
             return self.pixels[positions]
         found, ready = self.pixels.each(positions), self.with_border(positions)
         if ready is None and margin(*self.shape[:2]):
-            ready = prepare(np.stack(found), self.policy.fill)
+            ready = prepare(np.stack(found), self.parsed_policy.fill)
         keys = self.keys[positions]
-        return augment_batch(self.policy, found, ready, keys, copy, self.seed, self.library())[0]
+        return augment_batch(
+            self.parsed_policy, found, ready, keys, copy, self.seed, self.library()
+        )[0]
 
     def with_border(self, positions: np.ndarray) -> list[np.ndarray] | np.ndarray | None:
         """Small images with the border that the warp wants, which is a fifth of the work: kept from
@@ -99,13 +102,13 @@ class OnlineImages:
             return None
         with self.once:
             if self.prepared is None:
-                self.prepared = prepare(self.pixels.stored, self.policy.fill)
+                self.prepared = prepare(self.pixels.stored, self.parsed_policy.fill)
         whole = self.prepared
         return None if whole is None else list(map(whole.__getitem__, positions.tolist()))
 
     def library(self) -> LibraryStage | None:
-        if self.policy.library and not hasattr(self.thread, "stage"):
-            self.thread.stage = LibraryStage(self.policy.library)
+        if self.parsed_policy.library and not hasattr(self.thread, "stage"):
+            self.thread.stage = LibraryStage(self.parsed_policy.library)
         return getattr(self.thread, "stage", None)
 
 
@@ -196,7 +199,7 @@ def augmented(stream: Stream, start: int, stop: int, engine: str) -> tf.data.Dat
     source = stream.source
     if engine == "opencv" or not isinstance(source, OnlineImages):
         return as_dataset(stream, start, stop)
-    refuse_library_ops(source.policy)
+    refuse_library_ops(source.parsed_policy)
     tf = import_tensorflow()
     from pipeline.tensorflow_kernel import augment_batch
 
@@ -214,7 +217,7 @@ def augmented(stream: Stream, start: int, stop: int, engine: str) -> tf.data.Dat
         return (*with_shapes(stream, images, labels), keys, copy)
 
     def by_graph(images: Tensor, labels: Tensor, keys: Tensor, copy: Tensor) -> tuple[Tensor, ...]:
-        return augment_batch(source.policy, images, keys, copy, source.seed), labels
+        return augment_batch(source.parsed_policy, images, keys, copy, source.seed), labels
 
     n_cores = len(os.sched_getaffinity(0))
     batches = tf.data.Dataset.range(start, stop).map(fetched, calls_in_flight(stream), True)

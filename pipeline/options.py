@@ -75,7 +75,7 @@ DataDir = Annotated[
 ]
 
 
-def read_policy(text: str) -> str:
+def checked_policy(text: str) -> str:
     """The text, if it is a policy: a job asks for that before its first step."""
     from pipeline.policy import parse_policy
 
@@ -98,7 +98,7 @@ def read_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-POLICY: Any = {"parser": read_policy, "metavar": "OPS|PRESET|FILE"}
+POLICY: Any = {"parser": checked_policy, "metavar": "OPS|PRESET|FILE"}
 Policy = Annotated[
     str | None,
     typer.Option(

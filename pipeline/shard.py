@@ -26,7 +26,7 @@ from datasets.schema import Rows, Schema
 from datasets.source import Samples, Source, sample_keys
 from pipeline.cluster import how_to_share
 from pipeline.decoder import DecoderProcess
-from pipeline.job import Job, check_environment, read_policy
+from pipeline.job import Job, check_environment, parsed_policy
 from pipeline.library_ops import LibraryStage
 from pipeline.memory import keep_freed_memory
 from pipeline.opencv_kernel import augment_batch, prepare
@@ -133,7 +133,7 @@ def augmented(
     memory: Of one batch, for the images of all of them in turn: each is gone with the next.
     """
     job, schema = task.job, task.job.schema(task.classes)
-    policy = read_policy(job.policy)
+    policy = parsed_policy(job.policy)
     library = LibraryStage(policy.library) if policy.library else None
     ids = [task.samples.ids[i] for i in good]
     labels, keys = task.samples.labels[good], sample_keys(ids)

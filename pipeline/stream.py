@@ -37,7 +37,8 @@ class Images(Protocol):
     content: A hash of all that they are made from.
     blocks: (n,) block numbers below n_blocks. n_total: Samples of the split, unusable ones too.
     usable: (m,) positions of the samples that can be shown. n_copies: Copies that there are.
-    policy, seed: What the copies are made with. is_in_memory: Whether nothing is decoded any more.
+    policy, seed: What the copies are made with; the policy as text.
+    is_in_memory: Whether nothing is decoded any more.
     """
 
     ids: Any
@@ -53,7 +54,7 @@ class Images(Protocol):
     n_total: int
     usable: np.ndarray
     n_copies: int
-    policy: Any
+    policy: str
     seed: int
     is_in_memory: bool
 

@@ -146,7 +146,7 @@ def parted(
         test=None if test is None else (test[0], in_blocks(*test)),
         classes=source.classes,
         engine=config.engine,
-        policy=str(source.policy),
+        policy=source.policy,
         augment_seed=source.seed,
     )
 

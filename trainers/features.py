@@ -76,7 +76,7 @@ def feature_job(config: TrainConfig, source: Images, model: Any) -> Job:
         dataset=data_name(str(data)),
         source=source.content,
         splits={SPLIT: {"blocks": source.n_blocks, "copies": n_copies}},
-        policy=str(source.policy),
+        policy=source.policy,
         seed=source.seed,
         original=True,
         format="parquet",
@@ -87,7 +87,7 @@ def feature_job(config: TrainConfig, source: Images, model: Any) -> Job:
         shape=(int(model.get_layer(FEATURES).output.shape[-1]),),
         block_samples=None,
         limit=config.data.augment.limit,
-        version=version_of(str(source.policy)),
+        version=version_of(source.policy),
         network={
             "name": config.model.name,
             "alpha": transfer.alpha,
