@@ -259,7 +259,9 @@ def test_without_the_images_the_figures_and_tests_remain(tmp_path: Path) -> None
     shutil.rmtree(photos)
     *_, wrote, gone = run("compare", *paths, "--out", out).stdout.splitlines()
     assert wrote == f"{out}: compare.json, changed.csv, curves.png"
-    assert gone.startswith(f"changed.png is left out: --dataset {photos}: neither a known name")
+    assert gone.startswith(
+        f"changed.png is left out: {paths[0]}: was trained on {photos}, where no"
+    )
     assert not (out / "changed.png").exists()  # that of the comparison before
     assert read(out)["left_out"] == gone
     assert read(out)["pairs"][0]["only_right"] == [sum(labels), 0]

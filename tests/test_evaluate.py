@@ -143,6 +143,28 @@ def test_a_run_remembers_where_its_data_was_and_how_bad(tmp_path: Path, place_of
     assert data_of(EvaluateConfig((tmp_path,), tmp_path, max_bad=0.25), told).max_bad == 0.25
 
 
+def test_a_run_whose_version_was_removed_says_so_and_takes_the_latest(tmp_path: Path) -> None:
+    out, path = tmp_path / "out", tmp_path / "run"
+    publish = ("augment", "--limit", 200, "--out", out, "--publish", "--keep", 1, "--quiet")
+    run(*publish, "--copies", 1)
+    version = (out / "latest").resolve().name
+    options = ("--threads", 2, "--model", "textbook", "--epochs", 1, "--quiet")
+    run("train", "--offline", out / "latest", *options, "--out", path)
+    known = run("evaluate", path).stdout
+    run(*publish, "--copies", 2)
+    assert not (out / version).exists()
+    told = (
+        f"pipeline: {path}: was trained on the version {version} of {out}, which was removed "
+        f"(--keep); give `evaluate` or `visualize` --dataset {out} for the latest\n"
+    )
+    for command in ("evaluate", "visualize"):
+        assert run(command, path, code=2).stderr == told
+    assert run("evaluate", path, "--dataset", out).stdout == known  # the same originals
+    out.rename(tmp_path / "moved")
+    told = f"pipeline: {path}: was trained on {out / version}, where nothing is now; give "
+    assert run("evaluate", path, code=2).stderr.startswith(told)
+
+
 @pytest.mark.parametrize(
     ("content", "options", "expected"),
     [

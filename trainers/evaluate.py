@@ -13,7 +13,11 @@ from zipfile import is_zipfile
 import numpy as np
 
 from datasets.blocks import limited
+from datasets.catalog import CATALOG
 from datasets.errors import UserError, first_line
+from datasets.manifest import VERSION
+from datasets.storage import is_object, place
+from datasets.versions import latest
 from pipeline.online import open_images
 from pipeline.plan import MAX_BAD, AugmentConfig
 from pipeline.report import Report
@@ -245,10 +249,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def data_of(config: EvaluateConfig, first: dict[str, Any]) -> AugmentConfig:
-    """The data set that was asked for, or that of the first run, and with it policy and seed."""
+    """The data set that was asked for, or that of the first run, and with it policy and seed.
+
+    Raises: UserError if none was asked for, and the run names none or one that is gone.
+    """
     run, origin = first["run"], first["origin"]
     if config.dataset is None and not origin:
         raise UserError(f"{config.paths[0]}: does not say what it was trained on; give --dataset")
+    if config.dataset is None:
+        refuse_gone(config.paths[0], origin["dataset"])
     size = config.image_size or origin.get("image_size")
     limit = config.limit or (origin.get("limit") if config.dataset is None else None)
     return AugmentConfig(
@@ -260,6 +269,25 @@ def data_of(config: EvaluateConfig, first: dict[str, Any]) -> AugmentConfig:
         seed=run.get("augment_seed", 0) if config.seed is None else config.seed,
         limit=limit,
         max_bad=origin.get("max_bad", MAX_BAD) if config.max_bad is None else config.max_bad,
+    )
+
+
+def refuse_gone(path: Path, dataset: str) -> None:
+    """Raises: UserError if what a run was trained on is no longer in its place on this machine."""
+    at = place(dataset)
+    try:
+        if dataset in CATALOG or is_object(at) or at.exists():
+            return
+    except OSError:
+        return  # whoever opens it tells of that
+    if VERSION.fullmatch(at.name) and latest(at.parent) is not None:
+        raise UserError(
+            f"{path}: was trained on the version {at.name} of {at.parent}, which was removed "
+            f"(--keep); give `evaluate` or `visualize` --dataset {at.parent} for the latest"
+        )
+    raise UserError(
+        f"{path}: was trained on {dataset}, where nothing is now; give `evaluate` or `visualize` "
+        "--dataset with its new place"
     )
 
 
