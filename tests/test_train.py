@@ -23,7 +23,8 @@ from pipeline.stream import import_tensorflow
 from tests.running import run, run_killed, run_script, tree_hash, write_photos
 from trainers.config import TrainConfig, resolved
 from trainers.data import DataConfig, open_data
-from trainers.models import ModelConfig
+from trainers.models import ModelConfig, build
+from trainers.state import layers_digest
 from trainers.train import training_folder
 
 SLOW = pytest.mark.slow
@@ -507,6 +508,47 @@ def test_test_images_of_another_size_are_told_before_training(tmp_path: Path) ->
     job = ("train", "--dataset", tmp_path / "photos", "--val-fraction", 0.3)
     message = run(*job, "--out", tmp_path / "run", code=2).stderr
     assert "the test images are 20x20 pixels, those to train on 16x16" in message
+
+
+def change_state(path: Path, layers: str | None) -> None:
+    """As a version with other layers, or one that did not write them (None), left the state."""
+    with np.load(path) as saved:
+        arrays = {name: saved[name] for name in saved.files if name != "layers"}
+    np.savez(path, **arrays, **({} if layers is None else {"layers": np.array(layers)}))
+
+
+@pytest.mark.parametrize("layers", [None, "0" * 16])
+def test_an_unfinished_run_with_other_layers_does_not_go_on(
+    tmp_path: Path, finished: Path, layers: str | None
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    change_state(out / "state.npz", layers)
+    assert run(*FINISHED, "--out", out, "--resume").stderr == ""  # finished, it stays as it is
+    (out / "model.h5").unlink()
+    run(*FINISHED, "--out", out, "--resume", code=0 if layers is None else 3)
+    (out / "result.json").unlink()
+    message = run(*FINISHED, "--out", out, "--resume", code=3).stderr
+    had = "may have had" if layers is None else "had"
+    assert message == (
+        f"pipeline: {out}/state.npz: cannot be resumed from: in the version that began it the "
+        f"network {had} other layers; remove the folder and train again\n"
+    )
+
+
+def test_layers_are_told_apart_by_their_settings_and_not_by_the_seed() -> None:
+    import keras
+
+    def digest(pooling: str = "max", seed: int = 0, **options: Any) -> str:
+        keras.backend.clear_session()
+        model = build(ModelConfig("textbook", 0.5, batch_norm=True, **options), (8, 8, 1), 3, seed)
+        for layer in model.layers:
+            layer.trainable = not seed
+            if isinstance(layer, keras.layers.MaxPooling2D):
+                layer.strides = (2, 2) if pooling == "max" else (1, 1)
+        return layers_digest(model)
+
+    assert digest() == digest(seed=1)
+    assert len({digest(), digest(pooling="other"), digest(weight_decay=0.1)}) == 3
 
 
 @pytest.mark.slow

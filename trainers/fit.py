@@ -89,10 +89,13 @@ def begin(config: TrainConfig, model: Any, phase: Phase, steps_per_epoch: int) -
     return Optimizer(make, variables, [shares.get(v.path, 1.0) for v in variables])
 
 
-def restored(config: TrainConfig, model: Any, data: Data, path: Path) -> tuple[History, Any]:
+def restored(
+    config: TrainConfig, model: Any, data: Data, path: Path, is_finished: bool
+) -> tuple[History, Any]:
     """The history of a state, and the optimizer that has trained its last epoch; the model has its
     weights.
 
+    is_finished: As for `restore_state`.
     Raises: Damaged if the file is no state of this training.
     """
 
@@ -101,7 +104,7 @@ def restored(config: TrainConfig, model: Any, data: Data, path: Path) -> tuple[H
         phase = next((part for part in parts if n_done <= part.stop), parts[-1])
         return begin(config, model, phase, data.train.steps_per_epoch)
 
-    return restore_state(path, model, optimizer_after)
+    return restore_state(path, model, optimizer_after, is_finished)
 
 
 @contextmanager
@@ -203,7 +206,7 @@ def run_epochs(
             yield epochs[-1]
     if config.patience is not None:
         best = config.out / BEST.format(best_epoch(epochs))
-        optimizer = restored(config, model, data, best)[1]
+        optimizer = restored(config, model, data, best, is_finished=True)[1]
     optimizer.finalize(model.trainable_variables)
 
 

@@ -224,7 +224,8 @@ def train_one(
         features_seconds = time.monotonic() - begun
         history, optimizer = History(), None
         if is_begun:
-            history, optimizer = restored(config, learner, shown, config.out / STATE)
+            state, is_finished = config.out / STATE, is_whole(config.out)
+            history, optimizer = restored(config, learner, shown, state, is_finished)
         say_what_to_expect(config, data, shown, report)
         started, board = time.monotonic(), TensorBoard(config.out, history.epochs)
         for epoch in run_epochs(config, shown, learner, history, optimizer, report):
