@@ -490,7 +490,8 @@ def test_images_that_changed_are_another_run(tmp_path: Path) -> None:
     assert sorted(out.parent.glob("*.lock")) == []
     first, second = sorted((photos / "cat").iterdir())[:2]
     first.write_bytes(second.read_bytes())
-    assert "the source's content differs" in run(*job, "--out", out, "--resume", code=2).stderr
+    message = run(*job, "--out", out, "--resume", code=2).stderr
+    assert f"is another run (the images or labels of {photos} have changed); " in message
 
 
 def test_a_run_does_not_lie_in_its_data_set(tmp_path: Path) -> None:
@@ -558,7 +559,7 @@ def test_other_threads_are_refused_unless_that_is_wanted(tmp_path: Path) -> None
     step = "rename state again"
     run_killed(*job, "--threads", 2, step=step, victim="group", folder=tmp_path)
     message = run(*job, "--threads", 1, "--resume", code=2).stderr
-    assert "would not end with the same weights (threads was 2, now 1; " in message
+    assert "would not end with the same weights (--threads was 2, now 1); " in message
     run(*job, "--threads", 1, "--resume", "--inexact")
     assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 2
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -569,7 +570,7 @@ def test_other_threads_are_refused_unless_that_is_wanted(tmp_path: Path) -> None
 def test_another_run_in_the_same_folder_is_refused(tmp_path: Path, finished: Path) -> None:
     job = (*FINISHED, "--out", shutil.copytree(finished, tmp_path / "run"))
     assert "holds this run; go on with --resume" in run(*job, code=2).stderr
-    assert "seed was 0, now 1" in run(*job, "--seed", 1, "--resume", code=2).stderr
+    assert "(--seed was 0, now 1); " in run(*job, "--seed", 1, "--resume", code=2).stderr
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
     result = run(*job[:-1], tmp_path / "other", code=2)
@@ -580,6 +581,44 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path: Path, finished: Pat
     (tmp_path / "run" / "result.json").unlink()
     (tmp_path / "run" / "state.npz").write_bytes(b"PK damaged")
     assert "cannot be resumed from" in run(*job, "--resume", code=3).stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--model", "cnn"), "--model was textbook, now cnn"),
+        (
+            ("--model", "MobileNetV2", "--alpha", 0.35, "--weights", "none", "--epochs", 2),
+            "--epochs was 1, now 2; --model was textbook, now MobileNetV2",
+        ),
+        (
+            ("--limit", 300, "--dropout", 0.2),
+            "--limit was 200, now 300; --dropout was 0.5, now 0.2",
+        ),
+        (
+            ("--batch-norm", "--patience", 3),
+            "--patience was none, now 3; --batch-norm was no, now yes",
+        ),
+        (("--image-size", "16x20"), "--image-size was 8x8, now 16x20"),
+        (("--block-samples", 30), "--block-samples is another"),
+    ],
+)
+def test_of_another_run_is_told_what_to_change_back(
+    finished: Path, options: tuple[object, ...], told: str
+) -> None:
+    message = run(*FINISHED, "--out", finished, "--resume", *options, code=2).stderr
+    assert message.startswith(
+        f"pipeline: {finished}: is another run ({told}); choose another --out"
+    )
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"run": {}, "origin": {}, "earlier": []}', '{"run": {"model": 1}}', "{"]
+)
+def test_a_folder_that_says_nothing_of_its_run_is_left_alone(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "config.json").write_text(damage)
+    message = run("train", *QUICK, "--out", tmp_path, "--resume", code=2).stderr
+    assert message.endswith("config.json: is of something else; choose another --out\n")
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])

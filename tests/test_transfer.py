@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +19,10 @@ from pipeline.report import Report
 from tests.running import run, run_killed
 from tests.small_backbones import NETWORK, SIDE, THREADS, arrays, load, made
 from trainers.backbones import stages_of
+from trainers.changes import changed_options
+from trainers.config import TrainConfig, resolved
+from trainers.data import DataConfig
+from trainers.models import MODELS, ModelConfig
 from trainers.transfer import Phase, TransferConfig, phases, resolved_transfer, unfreeze
 
 # Keras' own, with NumPy 2, where it saves in this process.
@@ -69,6 +75,22 @@ def test_a_stage_learns_more_slowly_than_the_one_above_it() -> None:
     assert found == [0.1, 0.05, 0.1 / 16]
     assert "dense/kernel" not in shares
     assert unfreeze(model, "MobileNet", config, Phase(0, 1, 0)) == {}
+
+
+def test_another_mode_is_told_without_the_options_that_come_with_it() -> None:
+    def trained(**chosen: Any) -> dict[str, Any]:
+        asked = TransferConfig(weights="none", **chosen)
+        model, data = ModelConfig("MobileNet", transfer=asked), DataConfig(AugmentConfig("digits"))
+        config = resolved(TrainConfig(data, model, Path("unused")))
+        run = {name: getattr(config, name) for name in ("epochs", "lr", "label_smoothing", "seed")}
+        recipe = asdict(MODELS["MobileNet"])
+        return {"run": {**run, "source": [], "recipe": recipe, "model": asdict(config.model)}}
+
+    before = trained()
+    assert changed_options(before, trained(mode="freeze")) == "--mode was two-phase, now freeze"
+    assert changed_options(before, trained(mode="fine-tune", layer_decay=0.5)) == (
+        "--mode was two-phase, now fine-tune; --layer-decay was 1, now 0.5"
+    )
 
 
 def test_a_learning_rate_of_its_own_is_what_a_variable_gets() -> None:

@@ -11,6 +11,7 @@ from datasets.errors import OutputError
 from datasets.schema import as_utf8, canonical_json
 from datasets.storage import write_atomically
 from pipeline.job import differences
+from trainers.changes import changed_options, options, own_values
 from trainers.config import ARITHMETIC, TrainConfig, identity, origin
 from trainers.data import Data
 from trainers.evaluate import CONFIG, MODEL_H5
@@ -48,13 +49,14 @@ def prepare_run(config: TrainConfig, data: Data) -> bool:
     earlier, found_at = [], origin(config)
     if not is_new:
         stored = stored_run(config)
-        refuse_another_run(config, stored["run"], known)
+        refuse_another_run(config, stored, known)
         earlier = stored["earlier"]
         if is_whole(out):
             known = stored["run"]
         elif stored["run"] != as_json(known):  # it went on with other arithmetic: said for ever
             earlier = [*earlier, stored["run"]]
-        found_at["command"] = stored["command"] or found_at["command"]  # the one that began it
+        began_by = stored["origin"].get("command")
+        found_at["command"] = began_by or found_at["command"]
     stored = {"run": known, "origin": found_at, "earlier": earlier}
     write_atomically(out / CONFIG, as_utf8(canonical_json(stored)))
     return not is_new and (out / STATE).is_file()
@@ -75,9 +77,9 @@ def is_in_the_way(config: TrainConfig, data: Data) -> bool:
     make_folder(config.out)
     if not any(config.out.iterdir()):
         return False
-    before = stored_run(config)["run"]
+    stored = stored_run(config)
     try:
-        refuse_another_run(config, before, identity(config, data))
+        refuse_another_run(config, stored, identity(config, data))
     except OutputError:
         return True
     return False
@@ -90,14 +92,14 @@ def is_done(config: TrainConfig, data: Data) -> bool:
     """
     if not config.resume or not is_whole(config.out):
         return False
-    before, known = stored_run(config)["run"], identity(config, data)
-    refuse_another_run(config, before, known)
+    stored, known = stored_run(config), identity(config, data)
+    refuse_another_run(config, stored, known)
     has_h5 = (config.out / MODEL_H5).is_file() or not config.save_h5
-    return has_h5 or before != as_json(known)
+    return has_h5 or stored["run"] != as_json(known)
 
 
 def stored_run(config: TrainConfig) -> dict[str, Any]:
-    """What the run folder says of its run.
+    """What the run folder says of its run, as `prepare_run` wrote it.
 
     Raises: OutputError if it is none.
     """
@@ -108,27 +110,32 @@ def stored_run(config: TrainConfig) -> dict[str, Any]:
         )
     try:
         found = json.loads(path.read_text())
-        command = list(dict(found["origin"]).get("command", ()))
-        return {"run": dict(found["run"]), "earlier": list(found["earlier"]), "command": command}
+        run, origin, earlier = dict(found["run"]), dict(found["origin"]), list(found["earlier"])
+        own_values(options(run))  # what is told of another run
+        return {"run": run, "origin": origin, "earlier": earlier}
     except (ValueError, LookupError, TypeError):
         raise OutputError(f"{path}: is of something else; choose another --out") from None
 
 
-def refuse_another_run(config: TrainConfig, before: dict[str, Any], known: dict[str, Any]) -> None:
+def refuse_another_run(config: TrainConfig, stored: dict[str, Any], known: dict[str, Any]) -> None:
     """Raises: OutputError, with what differs, if the run there cannot go on as the one wanted."""
-    changed, out = differences(before, known), config.out
-    exact = [{k: v for k, v in run.items() if k not in ARITHMETIC} for run in (before, known)]
-    if differences(*exact):
+    out, wanted = config.out, {"run": as_json(known), "origin": origin(config)}
+    before, now = (
+        found | {"run": {k: v for k, v in found["run"].items() if k not in ARITHMETIC}}
+        for found in (stored, wanted)
+    )
+    if differences(before["run"], now["run"]):
         raise OutputError(
-            f"{out}: is another run ({changed}); choose another --out, or give `pipeline train` "
-            "--overwrite to replace it once this one is finished"
+            f"{out}: is another run ({changed_options(before, now)}); choose another --out, or "
+            "give `pipeline train` --overwrite to replace it once this one is finished"
         )
     if not config.resume:
         raise OutputError(f"{out}: holds this run; go on with --resume, or choose another --out")
-    if changed and not config.inexact and not is_whole(out):
+    is_other = bool(differences(stored["run"], wanted["run"]))
+    if is_other and not config.inexact and not is_whole(out):
         raise OutputError(
-            f"{out}: would not end with the same weights ({changed}); make it equal, or give "
-            "--inexact to go on all the same"
+            f"{out}: would not end with the same weights ({changed_options(stored, wanted)}); make "
+            "it equal, or give --inexact to go on all the same"
         )
 
 

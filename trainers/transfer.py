@@ -56,6 +56,17 @@ class Phase:
     n_stages: int | None = None
 
 
+def own_options(n_epochs: int) -> dict[str, Any]:
+    """What the options of modes are where nothing else is asked for."""
+    return {
+        "head_epochs": max(1, n_epochs // 4),
+        "unfreeze": 2,
+        "layer_decay": 1.0,
+        "copies": 4,
+        "features": FEATURES_FOLDER,
+    }
+
+
 def resolved_transfer(
     config: TransferConfig, name: str, n_epochs: int, is_offline: bool
 ) -> TransferConfig:
@@ -63,13 +74,7 @@ def resolved_transfer(
 
     Raises: UserError for what does not fit the backbone or the mode.
     """
-    own: dict[str, Any] = {
-        "head_epochs": max(1, n_epochs // 4),
-        "unfreeze": 2,
-        "layer_decay": 1.0,
-        "copies": 4,
-        "features": FEATURES_FOLDER,
-    }
+    own = own_options(n_epochs)
     has = [o for o in MODES[config.mode] if not (o == "copies" and is_offline)]
     for option in own:
         if getattr(config, option) is not None and option not in has:
