@@ -60,10 +60,10 @@ def tell_repeats(
                 advice = "validation that is held out of it may hold the same"
                 told[f"that are in {here} more than once", advice].append(pair)
     for (which, advice), pairs in told.items():
-        one, two = pairs[0]
+        (one, two), n = pairs[0], len({one.sample for one, _ in pairs})
         labels = f" ({classes[one.label]}, {classes[two.label]})" if one.label != two.label else ""
         report.say(
-            f"{dataset}: images {which}: {len(pairs):,}, such as {one.sample} = {two.sample}"
+            f"{dataset}: images {which}: {n:,}, such as {one.sample} = {two.sample}"
             f"{labels}; {advice}",
             event="repeats",
             samples=[[one.sample, two.sample] for one, two in pairs],

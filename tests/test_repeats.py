@@ -65,11 +65,11 @@ def test_images_in_both_splits_with_two_labels_or_twice_are_told(
 
 
 def test_the_text_has_an_example_and_what_to_do(tmp_path: Path) -> None:
-    seeds = {"train/a/1.png": 1, "train/b/1.png": 1, "train/b/2.png": 2}
+    seeds = {"train/a/1.png": 1, "train/b/1.png": 1, "train/b/1 too.png": 1, "train/b/2.png": 2}
     source = write_images(tmp_path / "source", seeds)
     said = run("augment", "--dataset", source, "--dry-run").stderr
     assert said == (
-        f"{source}: images with several labels: 1, such as train/a/1.png = train/b/1.png (a, b); "
+        f"{source}: images with several labels: 1, such as train/a/1.png = train/b/1 too.png (a, b); "
         "remove the wrong ones\n"
     )
 
