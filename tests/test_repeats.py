@@ -69,8 +69,8 @@ def test_the_text_has_an_example_and_what_to_do(tmp_path: Path) -> None:
     source = write_images(tmp_path / "source", seeds)
     said = run("augment", "--dataset", source, "--dry-run").stderr
     assert said == (
-        f"{source}: images with several labels: 1, such as train/a/1.png = train/b/1 too.png (a, b); "
-        "remove the wrong ones\n"
+        f"{source}: images with several labels: 1, such as train/a/1.png = "
+        "train/b/1 too.png (a, b); remove the wrong ones\n"
     )
 
 
