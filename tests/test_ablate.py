@@ -128,7 +128,7 @@ def test_initial_weights_depend_on_the_seed_alone(name: str) -> None:
 @pytest.mark.slow
 def test_killed_and_resumed_it_ends_with_the_same_table_as_on_workers(tmp_path: Path) -> None:
     job = ("ablate", "--limit", 120, "--epochs", 1, "--seeds", 2, "--policy", "shift()")
-    job += ("--model", "textbook", "--dropout", 0, "--quiet")
+    job += ("--model", "textbook", "--dropout", 0)
     whole, job = tmp_path / "whole", (*job, "--threads", 1)
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})  # one training at a time, in the command's own process
@@ -151,6 +151,13 @@ def test_killed_and_resumed_it_ends_with_the_same_table_as_on_workers(tmp_path: 
             if folder.is_dir()
         ]
         assert_allclose(float(row["mean"]), np.mean(each))
+        learned = [
+            float((folder / "history.csv").read_text().splitlines()[-1].split(",")[2])
+            for folder in sorted((out / f"without-{name.replace(' ', '-')}").glob("seed-?"))
+        ]
+        assert len(learned) == 2
+        assert_allclose(float(row["training_mean"]), np.mean(learned))
+        assert f"{100 * np.mean(learned):9.1f} %" in want
     message = run(*job, "--out", out, code=2).stderr
     assert "go on with --resume" in message
     there = tmp_path / "there"
@@ -164,14 +171,20 @@ def test_killed_and_resumed_it_ends_with_the_same_table_as_on_workers(tmp_path: 
 
 @pytest.mark.slow
 def test_a_training_that_diverges_is_told_and_ends_nothing(tmp_path: Path) -> None:
-    job = ("ablate", "--limit", 120, "--epochs", 3, "--seeds", 1, "--policy", "none", "--lr", 2)
+    job = ("ablate", "--limit", 120, "--epochs", 3, "--seeds", 1, "--policy", "none", "--lr", 20)
     job += ("--label-smoothing", 0, "--weight-decay", 0, "--threads", 64)
     found = run(*job, "--out", tmp_path / "out")
     assert "batch normalization left out, seed 0: diverged" in found.stderr
     assert "diverged with 1 of 1 seeds" in found.stdout
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["without"] == [
-        {"part": "batch normalization", "accuracy": None, "cost": None, "diverged": [0]}
+        {
+            "part": "batch normalization",
+            "accuracy": None,
+            "training_accuracy": None,
+            "cost": None,
+            "diverged": [0],
+        }
     ]
     assert (tmp_path / "out" / "ablation.png").is_file()
 

@@ -28,12 +28,14 @@ from trainers.config import TrainConfig, origin
 from trainers.evaluate import RESULT
 from trainers.fit import Diverged
 from trainers.intervals import in_percent, spread
+from trainers.results import read_history
 from trainers.run_folder import begin_whole
 from trainers.run_reports import ablation_report
 from trainers.train import train, training_folder
 
 ABLATION, TABLE, PICTURE = "ablation.json", "ablation.csv", "ablation.png"
 NOTHING = "nothing"
+TRAINING = "training_accuracy"
 # What each regularizer is without: name -> the network's options.
 REGULARIZERS: dict[str, dict[str, Any]] = {
     "dropout": {"dropout": 0.0},
@@ -204,9 +206,17 @@ def train_trial(
     report = Noted()
     try:
         with ONE_AT_A_TIME:
-            return trial, train(trial.config, 1, report, is_part=True), report.notes
+            result = train(trial.config, 1, report, is_part=True)
+            learned = training_accuracy(trial.config.out, result)
+            return trial, result | {TRAINING: learned}, report.notes
     except Diverged:
         return trial, None, report.notes
+
+
+def training_accuracy(out: Path, result: dict[str, Any]) -> float:
+    """That of the epoch whose weights were kept, on images as augmented and with dropout."""
+    epochs = read_history(out)
+    return epochs[int(result.get("best_epoch", len(epochs))) - 1]["accuracy"]
 
 
 def accuracy_of(result: dict[str, Any]) -> float:
@@ -228,6 +238,7 @@ def write_ablation(
             {
                 "part": name,
                 "accuracy": spread(list(ended.values()), is_share=True) if ended else None,
+                TRAINING: training_spread([one for _, one in without if one is not None]),
                 "cost": spread(costs) if ended else None,
                 "diverged": [seed for seed in seeds if seed not in ended],
             }
@@ -235,45 +246,51 @@ def write_ablation(
     rows.sort(key=lambda row: -math.inf if row["cost"] is None else -row["cost"]["mean"])
     whole = spread([accuracy_of(result) for result in wholes.values()], is_share=True)
     split = str(wholes[seeds[0]]["split"])
-    result = {"split": split, "seeds": seeds, "accuracy": whole, "without": rows}
-    write_atomically(config.out / TABLE, as_csv(whole, rows))
-    joint_pictures.contributions(rows, n_seeds, config.out / PICTURE)
+    learned = training_spread(list(wholes.values()))
+    result = {"split": split, "seeds": seeds, "accuracy": whole, TRAINING: learned, "without": rows}
+    write_atomically(config.out / TABLE, as_csv(result))
+    joint_pictures.contributions(result, config.out / PICTURE)
     ablation_report(config.out, result, trials(config, n_seeds)[0].config.out)
     write_atomically(config.out / RESULT, as_utf8(canonical_json(result)))
-    return table(config, split, n_seeds, whole, rows)
+    return table(config, result)
 
 
-def as_csv(whole: dict[str, Any], rows: list[dict[str, Any]]) -> bytes:
+def training_spread(results: list[dict[str, Any]]) -> dict[str, Any] | None:
+    return spread([one[TRAINING] for one in results], is_share=True) if results else None
+
+
+def as_csv(result: dict[str, Any]) -> bytes:
     """A line for nothing left out and each part: shares of 1."""
     file = io.StringIO(newline="")
     lines = csv.writer(file)
     figures = ("mean", "std", "low", "high")
-    lines.writerow(["without", *figures, *(f"cost_{name}" for name in figures)])
-    lines.writerow([NOTHING, *(whole[name] for name in figures), *[0.0, 0.0, 0.0, 0.0]])
-    for row in rows:
-        of_both = [row[which] or {} for which in ("accuracy", "cost")]
-        lines.writerow([row["part"], *(of.get(name) for of in of_both for name in figures)])
+    of_each = [*figures, *(f"{which}_{name}" for which in ("cost", "training") for name in figures)]
+    lines.writerow(["without", *of_each])
+    nothing = {"part": NOTHING, **result, "cost": dict.fromkeys(figures, 0.0)}
+    for row in (nothing, *result["without"]):
+        of_row = [row[which] or {} for which in ("accuracy", "cost", TRAINING)]
+        lines.writerow([row["part"], *(of.get(name) for of in of_row for name in figures)])
     return file.getvalue().encode()
 
 
-def table(
-    config: TrainConfig,
-    split: str,
-    n_seeds: int,
-    whole: dict[str, Any],
-    rows: list[dict[str, Any]],
-) -> str:
-    width = max(len(NOTHING), *(len(row["part"]) for row in rows)) if rows else len(NOTHING)
+def table(config: TrainConfig, result: dict[str, Any]) -> str:
+    rows, n_seeds = result["without"], len(result["seeds"])
+    width = max(len(row["part"]) for row in [{"part": NOTHING}, *rows])
     lines = [
-        f"{'left out':{width}}  {split + ' accuracy':13}  points lost without it (95 % interval)"
+        f"{'left out':{width}}  {result['split'] + ' accuracy':13}  in training  points lost "
+        "without it (95 % interval)"
     ]
-    lines.append(f"{NOTHING:{width}}  {100 * whole['mean']:11.1f} %")
+
+    def accuracies(row: dict[str, Any]) -> str:
+        return f"{100 * row['accuracy']['mean']:11.1f} %  {100 * row[TRAINING]['mean']:9.1f} %"
+
+    lines.append(f"{NOTHING:{width}}  {accuracies(result)}")
     for row in rows:
         failed = f"diverged with {len(row['diverged'])} of {n_seeds} seeds"
         if row["cost"] is None:
-            lines.append(f"{row['part']:{width}}  {'':13}  {failed}")
+            lines.append(f"{row['part']:{width}}  {'':26}  {failed}")
             continue
-        worth = f"{100 * row['accuracy']['mean']:11.1f} %  {in_percent(row['cost'], '+')}"
+        worth = f"{accuracies(row)}  {in_percent(row['cost'], '+')}"
         lines.append(f"{row['part']:{width}}  {worth}{', ' + failed if row['diverged'] else ''}")
     seeds = f"{n_seeds} seeds, compared seed by seed" if n_seeds > 1 else "one seed"
-    return "\n".join([*lines, f"{config.out}: {seeds}"])
+    return "\n".join([*lines, f"{config.out}: {seeds}; in training: as augmented, with dropout"])

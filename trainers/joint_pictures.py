@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.preview import TILE_PX, Sheet, Tile, draw
 from trainers.pictures import N_COLUMNS, TRAINING, VALIDATION, new_figure, save
 
+BLUE = "#1f77b4"
 BLANK = Tile(np.full((1, TILE_PX, 1), 255, np.uint8), "")  # makes no row higher
 
 
@@ -85,30 +86,40 @@ def folds(accuracy: dict[str, Any], path: Path) -> None:
     save(figure, path)
 
 
-def contributions(rows: list[dict[str, Any]], n_seeds: int, path: Path) -> None:
+def contributions(result: dict[str, Any], path: Path) -> None:
     """What leaving each part out costs, in points of accuracy: a row a part, its mean with the
-    interval, and a dot a seed."""
-    figure = new_figure(8, 1.3 + 0.42 * len(rows))
-    axes = figure.subplots()
+    interval, and a dot a seed. Beside it the accuracies themselves, and those in training."""
+    rows = [{"part": "nothing", "cost": None, "diverged": ()} | result, *result["without"]]
+    figure = new_figure(10, 1.5 + 0.42 * len(rows))
+    lost, reached = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for row, found in enumerate(rows):
         cost = found["cost"]
-        if cost is None:
-            axes.annotate("diverged", (0, row), (6, 0), textcoords="offset points", va="center")
+        if found["accuracy"] is None:
+            lost.annotate("diverged", (0, row), (6, 0), textcoords="offset points", va="center")
             continue
-        each = [100 * value for value in cost["each"]]
-        axes.plot(each, [row] * len(each), "o", color="#999999", ms=4, zorder=3)
-        if cost["low"] is not None:
-            axes.plot([100 * cost["low"], 100 * cost["high"]], [row, row], color="#1f77b4", lw=2)
-        axes.plot(100 * cost["mean"], row, "D", color="#1f77b4", ms=7)
-    axes.axvline(0, color="#333333", lw=1)
-    axes.set_yticks(range(len(rows)), [found["part"] for found in rows], parse_math=False)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set(xlabel="points of accuracy that are lost without it (right: it helps)")
-    axes.set_title(
-        f"diamond: mean of {n_seeds} seeds; line: 95 % interval; dots: each seed",
-        fontsize="medium",
-        color="#555555",
-    )
-    axes.grid(alpha=0.3, axis="x")
-    axes.spines[["top", "right"]].set_visible(False)
+        if cost is not None:
+            each = [100 * value for value in cost["each"]]
+            lost.plot(each, [row] * len(each), "o", color="#999999", ms=4, zorder=3)
+            if cost["low"] is not None:
+                lost.plot([100 * cost["low"], 100 * cost["high"]], [row, row], color=BLUE, lw=2)
+            lost.plot(100 * cost["mean"], row, "D", color=BLUE, ms=7)
+        tested, trained = (100 * found[k]["mean"] for k in ("accuracy", "training_accuracy"))
+        reached.plot([tested, trained], [row, row], color="#bbbbbb", lw=1.5, zorder=1)
+        reached.plot(tested, row, "D", color=BLUE, ms=7)
+        reached.plot(trained, row, "o", color="#d62728", ms=7, mfc="white")
+    lost.axvline(0, color="#333333", lw=1)
+    lost.set_yticks(range(len(rows)), [found["part"] for found in rows], parse_math=False)
+    lost.set_ylim(len(rows) - 0.5, -0.5)
+    lost.set(xlabel="points of accuracy that are lost without it (right: it helps)")
+    reached.set(xlabel="accuracy without it, %")
+    for axes, title in (
+        (
+            lost,
+            f"diamond: mean of {len(result['seeds'])} seeds; line: 95 % interval; dots: each seed",
+        ),
+        (reached, f"diamond: {result['split']}; circle: training, as augmented"),
+    ):
+        axes.set_title(title, fontsize="medium", color="#555555")
+        axes.grid(alpha=0.3, axis="x")
+        axes.spines[["top", "right"]].set_visible(False)
     save(figure, path)

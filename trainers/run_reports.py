@@ -182,28 +182,35 @@ def ablation_report(out: Path, result: dict[str, Any], first: Path) -> None:
             return ""
         return f"{points(cost['low'], '+')} to {points(cost['high'], '+')}"
 
-    rows: list[list[Cell]] = [["nothing", Share(whole["mean"]), "", "", ""]]
+    learned = Share(result["training_accuracy"]["mean"])
+    rows: list[list[Cell]] = [["nothing", Share(whole["mean"]), learned, "", "", ""]]
     for row in result["without"]:
         cost, failed = row["cost"], ", ".join(map(str, row["diverged"]))
         if cost is None:
-            rows.append([row["part"], "", "", "", failed])
+            rows.append([row["part"], "", "", "", "", failed])
             continue
-        lost = points(cost["mean"], "+")
-        rows.append([row["part"], Share(row["accuracy"]["mean"]), lost, interval(cost), failed])
+        shares = [Share(row[which]["mean"]) for which in ("accuracy", "training_accuracy")]
+        rows.append([row["part"], *shares, points(cost["mean"], "+"), interval(cost), failed])
     text = (
         "Each part is left out by itself, with the same seeds as nothing is: the same order, "
         "initial weights and draws of all other ops. So differences are taken seed by seed, and "
         "the intervals are of seeds, on these test images. One that holds 0 says that these seeds "
-        "do not tell whether the part helps; of twenty intervals one misses the truth by chance."
+        "do not tell whether the part helps; of twenty intervals one misses the truth by chance. "
+        "Training accuracy is of the epoch whose weights were kept, on images as augmented and "
+        "with dropout, so it may be the lower one: where it is far above the other, the network "
+        "has learned its images by heart."
     )
     header = (
         "left out",
         f"{split} accuracy",
+        "training accuracy",
         "points lost",
         "95 % interval",
         "seeds that diverged",
     )
-    picture = Picture(out / "ablation.png", "Points of accuracy lost without each part")
+    picture = Picture(
+        out / "ablation.png", "Points of accuracy lost without each part, and both accuracies"
+    )
     sections = [
         Section("What each part is worth", text, Table(header, rows), picture),
         settings(config | {"run": config["run"] | {"seed": seeds}}),
