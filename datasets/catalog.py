@@ -93,8 +93,8 @@ def data_name(dataset: str) -> str:
 
 
 def whereabouts(dataset: str) -> str:
-    """What another process, in another folder, finds it by: a known name or a URL as it is, of all
-    else the absolute path."""
+    """What finds the data set from any other folder: known names and URLs as they are, paths made
+    absolute."""
     if dataset in CATALOG or storage.is_object(storage.place(dataset)):
         return dataset
     return str(Path(dataset).expanduser().resolve())

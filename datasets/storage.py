@@ -167,7 +167,7 @@ def tags_below(folder: Path) -> dict[str, str]:
 
 
 def copy(path: Path, to: Path) -> None:
-    """An object under another name too, within the storage."""
+    """Copies an object within its storage, to another name."""
     with translating_errors(to):
         file_system(path).cp_file(key(path), key(to))
 

@@ -39,7 +39,7 @@ def hide_credentials(url: str) -> str:
 
 
 def cause_of(err: BaseException) -> BaseException | None:
-    """The error of a storage's library that it is, or that is behind it."""
+    """The error of a storage's library: `err` itself, or the first one behind it, or None."""
     cause: BaseException | None = err
     while cause is not None and not f"{type(cause).__module__}.".startswith(LIBRARIES):
         cause = cause.__cause__

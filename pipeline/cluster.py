@@ -94,8 +94,11 @@ def refuse_other(what: str, found: dict[str, str], expected: dict[str, str]) -> 
 def wait_for_worker(
     client: Client, scheduler: str, shared: Path | None, say: Callable[..., None]
 ) -> None:
-    """Until one worker has done something. An adaptive cluster begins with none, and starts some
-    only for a task that waits."""
+    """Returns once a worker has done a task. An adaptive cluster begins without workers, and starts
+    some only for a task that waits.
+
+    Raises: EnvironmentFailed if none comes in time.
+    """
     from distributed import wait
 
     first: Any = client.submit(look, shared, pure=False)

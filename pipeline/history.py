@@ -145,7 +145,8 @@ class History:
         return None
 
     def add(self, record: dict[str, Any]) -> None:
-        """Adds the record of a run, once; it is not the one that is going any more."""
+        """Adds the record of a run that has ended, unless it was added before, and forgets that the
+        run was going."""
         records = read_lines(self.lines)
         if all(one.get("run") != record["run"] for one in records):
             append_line(self.lines, record)

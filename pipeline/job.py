@@ -118,8 +118,10 @@ def environment() -> dict[str, str]:
 
 
 def check_environment(expected: dict[str, str]) -> None:
-    """Raises: EnvironmentFailed if this process would write other bytes than the one that has what
-    is expected: a worker may have come after the others were checked."""
+    """Checks a worker that may have come after the others were checked.
+
+    Raises: EnvironmentFailed if it has other software than expected, and so might write other bytes.
+    """
     if environment() != expected:
         raise EnvironmentFailed(
             f"worker {os.uname().nodename}: differs from the machine that planned the job "

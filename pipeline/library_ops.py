@@ -190,8 +190,8 @@ class LibraryOp:
 
 
 def not_taken(class_name: str) -> set[str]:
-    """Options that the library saves of a transform which does not take them: those of the classes
-    that it is derived from."""
+    """Options in a saved file that the transform does not take: the library saves those of its base
+    classes, too."""
     kind = getattr(import_albumentations(), class_name, None)
     if not isinstance(kind, type):
         return set()

@@ -151,8 +151,8 @@ class Plan:
         return sum(len(s) * len(self.job.copies(split)) for split, s in self.samples.items())
 
     def tasks(self, without: Collection[str] = (), base: Base | None = None) -> Tasks:
-        """A task for each shard but those, largest first, which takes over from the base what it
-        can."""
+        """A task for each shard that is not in `without`, largest first; each takes over from the
+        base what it can."""
         job, folder = self.job, self.partial
         return Tasks(
             job, self.classes, self.source, self.samples, self.scans, folder, without, base

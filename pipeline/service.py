@@ -69,8 +69,8 @@ class Signals:
             signal.setitimer(signal.ITIMER_REAL, OVER_S)
 
     def give_up(self, number: int, frame: object) -> NoReturn:
-        """Ends this process and, as the kernel has been told, its step: nothing is to be waited
-        for, and a write into a pipe that is full would be."""
+        """Ends this process at once; the kernel ends its step with it. Without a last message: if
+        nobody reads the log, to write it would wait for ever."""
         os._exit(128 + self.received if self.received else PAST_DEADLINE)
 
 

@@ -153,8 +153,8 @@ class Stream:
 
 @contextmanager
 def own_failures(stream: Stream) -> Iterator[None]:
-    """Within it, what went wrong while a batch was made is raised as that, a UserError, and not as
-    TensorFlow's account of it."""
+    """Within the block, a failure to make a batch is raised as the UserError that it was, and not as
+    TensorFlow's report of it."""
     try:
         yield
     except Exception:

@@ -30,8 +30,8 @@ def wilson(n_right: int, n: int) -> tuple[float, float]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The probability that so many images or more fall to one of two runs, of those that one alone
-    got right, if both were equally good: exact and two-sided.
+    """Exact two-sided p-value: how likely a difference at least this large is, among the images that
+    only one of two runs got right, if both were equally good.
     Source: McNemar, "Note on the sampling error of the difference between correlated proportions or
     percentages", 1947; for classifiers Dietterich, "Approximate statistical tests for comparing
     supervised classification learning algorithms", 1998.
@@ -43,8 +43,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """The same in the same order, corrected for their number: who takes those below 0.05 for real
-    errs in one or more of them with a probability of at most 0.05.
+    """The p-values in the same order, corrected for their number: to call those below 0.05 real
+    gives even one false alarm with a probability of at most 0.05.
     Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """
     order = np.argsort(p, kind="stable")

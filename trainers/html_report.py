@@ -46,7 +46,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG, or where one lies, and what those who cannot see it are told."""
+    """A PNG, as its bytes or its path, and its alternative text."""
 
     png: Path | bytes
     alt: str

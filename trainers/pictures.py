@@ -110,7 +110,7 @@ def confused_pairs(counts: Any) -> list[Pair]:
 
 
 def draw_matrix(axes: Any, counts: Any, classes: tuple[str, ...], every: int) -> Any:
-    """The cells, in colours, and the names of the classes, of `every` one."""
+    """The axes, with the cells in colours and the name of every `every`-th class."""
     n = len(classes)
     draw_cells(axes, counts)
     axes.set(xlabel="guessed", ylabel="true")
