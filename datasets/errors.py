@@ -131,8 +131,8 @@ def system_failure(err: Exception) -> UserError | None:
 
 
 def as_system_error(what: object, err: BaseException) -> EnvironmentFailed | None:
-    """What to tell the user where the error would be met at any other file as well (a mount is gone,
-    no handle is left); None where it is about this file."""
+    """What to tell the user where any other file would meet the error as well (a mount is gone, no
+    handle is left); None where it is about this file."""
     if isinstance(err, OSError) and err.errno in NOT_OF_THE_FILE:
         return system_error(err.filename or what, err)
     return None

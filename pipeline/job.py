@@ -120,7 +120,7 @@ def environment() -> dict[str, str]:
 def check_environment(expected: dict[str, str]) -> None:
     """Checks a worker that may have come after the others were checked.
 
-    Raises: EnvironmentFailed if it has other software than expected, and so might write other bytes.
+    Raises: EnvironmentFailed if it has other software than expected, and might write other bytes.
     """
     if environment() != expected:
         raise EnvironmentFailed(

@@ -153,7 +153,7 @@ class Stream:
 
 @contextmanager
 def own_failures(stream: Stream) -> Iterator[None]:
-    """Within the block, a failure to make a batch is raised as the UserError that it was, and not as
+    """Within the block, a failure to make a batch is raised as the UserError that it was, not as
     TensorFlow's report of it."""
     try:
         yield

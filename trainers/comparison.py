@@ -30,8 +30,8 @@ def wilson(n_right: int, n: int) -> tuple[float, float]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p-value: how likely a difference at least this large is, among the images that
-    only one of two runs got right, if both were equally good.
+    """Exact two-sided p-value: how likely a difference at least this large is, among the images
+    that only one of two runs got right, if both were equally good.
     Source: McNemar, "Note on the sampling error of the difference between correlated proportions or
     percentages", 1947; for classifiers Dietterich, "Approximate statistical tests for comparing
     supervised classification learning algorithms", 1998.

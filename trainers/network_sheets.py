@@ -118,8 +118,8 @@ def sheet(title: str, note: str, rows: list[list[Tile]], tile_px: int) -> Sheet:
 
 
 def tile_px(height: int, width: int, about: int) -> int:
-    """The longer side of a tile, of about so many pixels; what is enlarged gets whole factors, so that
-    all its pixels look equally large."""
+    """The longer side of a tile, of about so many pixels; what is enlarged gets a whole factor, so
+    that all its pixels look equally large."""
     side = max(height, width)
     return side * round(about / side) if side <= about else about
 
