@@ -25,7 +25,7 @@ from tests.running import run, run_killed
 from trainers.config import TrainConfig, resolved, run_folder
 from trainers.crossval import fold_data, folds_of, table
 from trainers.data import DataConfig, open_data, origins_of
-from trainers.intervals import in_percent, spread
+from trainers.intervals import in_points, spread
 from trainers.models import ModelConfig
 from trainers.options import training
 
@@ -165,7 +165,7 @@ def test_intervals_are_those_of_the_books() -> None:
     assert_allclose(wide["high"] - 0.92, 4.3027 * 0.02 * (1 / 3 + 1 / 2) ** 0.5, 1e-4)
     share = spread([0.9, 1.0], is_share=True)
     assert (share["low"], share["high"]) == (pytest.approx(0.315, abs=1e-3), 1)
-    assert in_percent(spread([-1e-4, 1e-4, 0]), "+").startswith("+0.0 (")
+    assert in_points(spread([-1e-4, 1e-4, 0])).startswith("+0.0 (")
     assert spread([0.9 - 0.8, 0.8 - 0.7])["low"] is None  # equal but for 1e-16
     equal = spread([0.5, 0.5])
     assert (equal["std"], equal["low"], equal["high"]) == (0, None, None)

@@ -27,7 +27,7 @@ from trainers.backbones import IMAGENET, NONE
 from trainers.config import TrainConfig, origin
 from trainers.evaluate import RESULT
 from trainers.fit import Diverged
-from trainers.intervals import in_percent, spread
+from trainers.intervals import in_points, spread
 from trainers.results import read_history
 from trainers.run_folder import begin_whole
 from trainers.run_reports import ablation_report
@@ -290,7 +290,7 @@ def table(config: TrainConfig, result: dict[str, Any]) -> str:
         if row["cost"] is None:
             lines.append(f"{row['part']:{width}}  {'':26}  {failed}")
             continue
-        worth = f"{accuracies(row)}  {in_percent(row['cost'], '+')}"
+        worth = f"{accuracies(row)}  {in_points(row['cost'])}"
         lines.append(f"{row['part']:{width}}  {worth}{', ' + failed if row['diverged'] else ''}")
     seeds = f"{n_seeds} seeds, compared seed by seed" if n_seeds > 1 else "one seed"
     return "\n".join([*lines, f"{config.out}: {seeds}; in training: as augmented, with dropout"])

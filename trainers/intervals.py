@@ -38,14 +38,14 @@ def spread(values: Sequence[float], overlap: float = 0.0, is_share: bool = False
     return {"each": each, "mean": mean, "std": std, "low": low, "high": high}
 
 
-def in_percent(found: dict[str, Any], sign: str = "") -> str:
-    """`93.1 (92.4 to 93.8)`, or `93.1` of one value; with a sign wherever that is `+`."""
+def in_points(found: dict[str, Any]) -> str:
+    """`+1.5 (+0.8 to +2.2)`, or `+1.5` of one value."""
     if found["low"] is None:
-        return points(found["mean"], sign)
-    mean, low, high = (points(found[name], sign) for name in ("mean", "low", "high"))
+        return points(found["mean"])
+    mean, low, high = (points(found[name]) for name in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"
 
 
-def points(share: float, sign: str = "") -> str:
-    """A share of 1 in percent, `+1.5`; what is nearly 0 has no minus."""
-    return f"{round(100 * share, 1) + 0.0:{sign}.1f}"
+def points(difference: float) -> str:
+    """A difference of two shares in percentage points, `+1.5`; what is nearly 0 has no minus."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"

@@ -180,7 +180,7 @@ def ablation_report(out: Path, result: dict[str, Any], first: Path) -> None:
     def interval(cost: dict[str, Any]) -> str:
         if cost["low"] is None:
             return ""
-        return f"{points(cost['low'], '+')} to {points(cost['high'], '+')}"
+        return f"{points(cost['low'])} to {points(cost['high'])}"
 
     learned = Share(result["training_accuracy"]["mean"])
     rows: list[list[Cell]] = [["nothing", Share(whole["mean"]), learned, "", "", ""]]
@@ -190,7 +190,7 @@ def ablation_report(out: Path, result: dict[str, Any], first: Path) -> None:
             rows.append([row["part"], "", "", "", "", failed])
             continue
         shares = [Share(row[which]["mean"]) for which in ("accuracy", "training_accuracy")]
-        rows.append([row["part"], *shares, points(cost["mean"], "+"), interval(cost), failed])
+        rows.append([row["part"], *shares, points(cost["mean"]), interval(cost), failed])
     text = (
         "Each part is left out by itself, with the same seeds as nothing is: the same order, "
         "initial weights and draws of all other ops. So differences are taken seed by seed, and "
