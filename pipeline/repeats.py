@@ -57,7 +57,9 @@ def tell_repeats(
                 advice = f"results on {here} look better than they are: remove them from one"
                 told[f"of {here} that are also in {there}", advice].append(pair)
             elif first.label == other.label:
-                advice = "validation that is held out of it may hold the same"
+                advice = "results on it count them more than once"
+                if here == "train":
+                    advice = "validation that is held out of it may hold the same"
                 told[f"that are in {here} more than once", advice].append(pair)
     for (which, advice), pairs in told.items():
         (one, two), n = pairs[0], len({one.sample for one, _ in pairs})

@@ -171,12 +171,13 @@ def tell_other_file(history: History, path: Path, report: Report) -> None:
     count as one, whose state is that of whichever ran last."""
     records = read_lines(history.lines)
     before = str(records[-1].get("file", path)) if records else str(path)
-    if os.path.exists(before) and not os.path.samefile(before, path):
-        report.warn(
-            f"{history.name}: the last run of this name was of {before}, and status cannot tell "
-            "them apart; give one of them another name: or history:",
-            job=history.name,
-        )
+    with suppress(OSError):  # one that is gone is no other
+        if not os.path.samefile(before, path):
+            report.warn(
+                f"{history.name}: the last run of this name was of {before}, and status cannot "
+                "tell them apart; give one of them another name: or history:",
+                job=history.name,
+            )
 
 
 def finish(history: History, record: dict[str, Any], report: Report) -> bool:

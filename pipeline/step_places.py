@@ -10,7 +10,8 @@ from datasets.catalog import CATALOG, data_name
 from pipeline.default_out import DEFAULT_OUT, FEATURES_FOLDER, default_out
 from pipeline.steps import Step
 
-# Options that say what is read. What `clean` is told to clean need not be there.
+# Options that say what is read, where they are text: `model` of a training is one of a few names.
+# What `clean` is told to clean need not be there.
 INPUTS = ("dataset", "offline", "weights", "runs", "model", "image", "folder")
 NAMES = {*CATALOG, "imagenet", "none"}
 
@@ -55,11 +56,13 @@ def missing_inputs(steps: Sequence[Step]) -> Iterator[str]:
 
 def inputs_of(step: Step) -> Iterator[tuple[str, Path]]:
     """(option, absolute path) of all that the step reads from this machine."""
-    for option in INPUTS if step.command.name != "clean" else ():
-        found = step.options.get(option) or []
+    for option in step.command.options if step.command.name != "clean" else ():
+        if option.name not in INPUTS or option.kind is not str:
+            continue
+        found: list[str] | str = step.options.get(option.name) or []
         for value in found if isinstance(found, list) else [found]:
             if value not in NAMES and "://" not in value:
-                yield option, whole_path(value)
+                yield option.name, whole_path(value)
 
 
 def whole_path(text: str) -> Path:

@@ -9,8 +9,14 @@ from typing import Any
 
 import pytest
 
+from cli import STEPS
+from pipeline.jobfile import read_job_file
+from pipeline.step_places import missing_inputs
+from pipeline.steps import command_of
 from tests.running import run
 from tests.test_service import SHORT, augment, records, write_job
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_an_input_that_no_step_will_write_ends_the_job_before_its_first_step(
@@ -39,6 +45,7 @@ def test_an_input_that_no_step_will_write_ends_the_job_before_its_first_step(
         {"augment": {**SHORT, "dataset": "%s/out", "split": "all", "out": "%s/again"}},
         {"augment": {**SHORT, "dataset": "digits", "out": "%s/again"}},
         {"clean": {"folder": "%s/nothing"}},
+        {"train": {"limit": 40, "epochs": 1, "model": "textbook", "out": "%s/run"}},
     ],
 )
 def test_what_is_there_or_will_be_is_no_missing_input(
@@ -48,6 +55,16 @@ def test_what_is_there_or_will_be_is_no_missing_input(
     text = json.dumps(later).replace("%s", str(tmp_path))
     steps = [augment(tmp_path, publish=True), json.loads(text)]
     run("run", write_job(tmp_path, *steps))
+
+
+def test_the_nightly_job_of_this_project_misses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = {step.__name__: command_of(step) for step in STEPS}
+    nightly, environ = ROOT / "jobs" / "nightly.yaml", {"PHOTOS": str(tmp_path)}
+    job = read_job_file(nightly, [], commands, environ, "2026-01-01")
+    assert list(missing_inputs(job.steps)) == []
 
 
 def test_two_job_files_of_one_name_are_told_apart(tmp_path: Path) -> None:

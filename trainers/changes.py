@@ -40,18 +40,18 @@ def changed_options(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def options(run: dict[str, Any]) -> dict[str, Any]:
-    """Those of the network beside all others."""
-    model = run["model"]
+    """Those of the network beside all others. Runs of earlier versions have fewer."""
+    model = run.get("model") or {}
     flat = {k: v for k, v in (run | model).items() if k not in ("model", "transfer")}
-    return flat | (model["transfer"] or {})
+    return flat | (model.get("transfer") or {})
 
 
 def own_values(options: dict[str, Any]) -> dict[str, Any]:
     """What options are where nothing else is asked for, as the others are."""
-    own = options["recipe"] | own_options(options["epochs"])
+    own = (options.get("recipe") or {}) | own_options(options.get("epochs") or 1)
     if options.get("mode") == "freeze":
         own["epochs"] = FREEZE_EPOCHS
-    return {**own, "augment_seed": options["seed"]}
+    return {**own, "augment_seed": options.get("seed")}
 
 
 def changed_data(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from datasets.errors import OutputError
 from datasets.schema import as_utf8, canonical_json
 from datasets.storage import write_atomically
 from pipeline.job import differences
-from trainers.changes import changed_options, options, own_values
+from trainers.changes import changed_options
 from trainers.config import ARITHMETIC, TrainConfig, identity, origin
 from trainers.data import Data
 from trainers.evaluate import CONFIG, MODEL_H5
@@ -111,7 +111,6 @@ def stored_run(config: TrainConfig) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
         run, origin, earlier = dict(found["run"]), dict(found["origin"]), list(found["earlier"])
-        own_values(options(run))  # what is told of another run
         return {"run": run, "origin": origin, "earlier": earlier}
     except (ValueError, LookupError, TypeError):
         raise OutputError(f"{path}: is of something else; choose another --out") from None

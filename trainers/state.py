@@ -69,8 +69,8 @@ def restore_state(
     """The history that was saved, and its optimizer; every variable has its saved value again.
 
     optimizer_after: Number of epochs -> the optimizer that has trained the last of them, built.
-    is_finished: Whether nothing is left to train: then the layers may be unknown, as earlier
-      versions left them.
+    is_finished: Whether the run is whole, and only a file of it is to be made: then layers may be
+      unknown, as earlier versions left them.
     Raises: Damaged if the file is not that of such a training, or of other layers.
     """
     try:
