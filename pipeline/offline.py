@@ -25,16 +25,10 @@ from datasets.commit import (
     unfinished_runs,
 )
 from datasets.errors import OutputError
-from datasets.manifest import (
-    VERSION,
-    Record,
-    read_manifest,
-)
+from datasets.manifest import VERSION, Record, read_manifest
 from datasets.versions import last_pointer, latest, refuse_without_links
 from pipeline.bad_inputs import ADVICE, refuse_too_many_bad, unreadable
-from pipeline.base import (
-    Base,
-)
+from pipeline.base import Base
 from pipeline.estimate import describe_plan
 from pipeline.output import (
     check_disk,

@@ -48,7 +48,7 @@ def missing_inputs(steps: Sequence[Step]) -> Iterator[str]:
             if not is_made and not os.path.exists(path):
                 yield (
                     f"step {number} ({step.command.name}): {option}: {path} is not there, and no "
-                    "step before writes it"
+                    "step before writes it; correct it, or add the step that does"
                 )
         kept = step.options.get("features", str(FEATURES_FOLDER))
         written += [whole_path(out) for out in (output_of(step), kept) if out and "://" not in out]

@@ -28,8 +28,9 @@ def test_an_input_that_no_step_will_write_ends_the_job_before_its_first_step(
     told = run("run", job, code=2).stderr
     assert told == (
         f"pipeline: job: step 2 (verify): folder: {tmp_path}/uot is not there, and no step before "
-        f"writes it; step 3 (compare): runs: {tmp_path}/run is not there, and no step before "
-        "writes it\n"
+        "writes it; correct it, or add the step that does; "
+        f"step 3 (compare): runs: {tmp_path}/run is not there, and no step before "
+        "writes it; correct it, or add the step that does\n"
     )
     assert not (tmp_path / "out").exists()
     (record,) = records(tmp_path)  # so that status shows it

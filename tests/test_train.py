@@ -622,7 +622,7 @@ def test_a_folder_that_says_nothing_of_its_run_is_left_alone(tmp_path: Path, dam
 def test_a_run_of_a_version_that_wrote_down_less_is_another_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"run": {}, "origin": {}, "earlier": []}')
     message = run("train", *QUICK, "--out", tmp_path, "--resume", code=2).stderr
-    assert message.startswith(f"pipeline: {tmp_path}: is another run (the data was None, now ")
+    assert message.startswith(f"pipeline: {tmp_path}: is another run (the data was none, now ")
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])

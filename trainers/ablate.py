@@ -275,7 +275,7 @@ def as_csv(result: dict[str, Any]) -> bytes:
 
 def table(config: TrainConfig, result: dict[str, Any]) -> str:
     rows, n_seeds = result["without"], len(result["seeds"])
-    width = max(len(row["part"]) for row in [{"part": NOTHING}, *rows])
+    width = max(map(len, [NOTHING, *(row["part"] for row in rows)]))
     lines = [
         f"{'left out':{width}}  {result['split'] + ' accuracy':13}  in training  points lost "
         "without it (95 % interval)"

@@ -57,7 +57,7 @@ def own_values(options: dict[str, Any]) -> dict[str, Any]:
 def changed_data(before: dict[str, Any], now: dict[str, Any]) -> str:
     """By where they are found, since hashes tell nobody anything."""
     if before.get("dataset") != now["dataset"]:
-        return f"the data was {before.get('dataset')}, now {now['dataset']}"
+        return f"the data was {in_words(before.get('dataset'))}, now {now['dataset']}"
     if before.get("limit") != now["limit"]:
         return changed("limit", before.get("limit"), now["limit"])
     return f"the images or labels of {now['dataset']} have changed"
@@ -65,7 +65,7 @@ def changed_data(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 def changed(name: str, was: Any, now: Any) -> str:
     if name == "versions":
-        return differences(was, now)
+        return differences(was or {}, now)
     if name == "recipe":
         return "another version made it, whose network learns in another way"
     if name == "blocks":
@@ -73,6 +73,6 @@ def changed(name: str, was: Any, now: Any) -> str:
     if name == "weights":  # files are known by their hashes
         was, now = (str(weights)[:8] for weights in (was, now))
     if name == "shape":
-        was, now = ("x".join(map(str, shape[:2])) for shape in (was, now))
+        was, now = (shape and "x".join(map(str, shape[:2])) for shape in (was, now))
     option = NAMES.get(name, "--" + name.replace("_", "-"))
     return f"{option} was {in_words(was)}, now {in_words(now)}"
